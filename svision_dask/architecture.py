@@ -1,0 +1,222 @@
+"""What a model is made of, in integers: layers, stages, and from them halo and memory. No arrays, no torch.
+
+The halo follows from the operators, so a plan can be made, and refused, before anything is trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from svision_dask.errors import ModelError, UsageError
+from svision_dask.geometry import SPATIAL, Shape
+
+Preset = Literal["fast", "paper"]
+PRESETS: tuple[Preset, ...] = ("fast", "paper")
+
+CUBIC_REACH = 2
+"""Coarse voxels per side that cubic interpolation and antialiased cubic reduction by two each use up."""
+KERNEL_STEP = 3
+"""Coarse voxels per side by which one more back projection widens the correction kernel: the reach of D·U."""
+TENSOR_LIMIT = 2**31
+"""Bytes and elements a tensor must stay below: oneDNN slows down past the one and is wrong past the other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One unpadded convolution; a PReLU follows all but the last."""
+
+    kernel: int
+    """Voxels per axis."""
+    channels: int
+    """Output channels."""
+    groups: int = 1
+    """Groups of channels that do not see each other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSpec:
+    """One ×2 step: a network on the coarse grid, cubic interpolation, and back projection."""
+
+    factor: Shape
+    """1 or 2 for z, y, x."""
+    layers: tuple[Layer, ...]
+    """The last layer has one channel per fine voxel of a coarse voxel."""
+    back_projections: int
+    """How often the fine volume is corrected towards agreeing with the coarse one; 0 for never."""
+    kernel_radius: int
+    """Coarse voxels per side at which the kernel of all back projections but the first is cut."""
+    ensemble: bool
+    """Whether the network's output is the mean over the lateral flips and rotations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """All stages of a model, and the spatial axes it works on."""
+
+    axes: str
+    """``"zyx"`` or ``"yx"``; z of a plane has one voxel and is never looked along."""
+    stages: tuple[StageSpec, ...]
+    """In the order in which they run."""
+
+    @property
+    def factor(self) -> Shape:
+        """How many times finer the output is, for z, y, x."""
+        return tuple(math.prod(f) for f in zip(*(stage.factor for stage in self.stages), strict=True))
+
+    @property
+    def halo(self) -> Shape:
+        """Coarse voxels needed beyond a box, per side, for z, y, x, to enhance the box exactly."""
+        halo = (0, 0, 0)
+        for stage in reversed(self.stages):  # a later stage's reach is counted in voxels that are already finer
+            reach = stage_reach(stage, self.axes)
+            halo = tuple(r + -(-h // f) for r, h, f in zip(reach, halo, stage.factor, strict=True))
+        return halo
+
+    def tile_bytes(self, tile: Shape) -> int:
+        """Memory of one forward pass over ``tile`` coarse voxels (z, y, x) and their halo, in bytes.
+
+        Counted per stage as what is alive at once: the features before and after the widest layer, or the fine voxels
+        while they are put in place and corrected.
+
+        Raises
+        ------
+        ValueError
+            If a tensor would reach 2³¹ bytes; smaller tiles are then required.
+        """
+        peak, size = 0, tuple(t + 2 * h for t, h in zip(tile, self.halo, strict=True))
+        for stage in self.stages:
+            widths = [1, *(layer.channels for layer in stage.layers)]
+            alive = max(*(a + b for a, b in zip(widths, widths[1:], strict=False)), *(2 * w for w in widths[1:]))
+            phases = math.prod(stage.factor)
+            widest = 4 * math.prod(size) * max(*widths, phases)
+            if widest >= TENSOR_LIMIT:
+                raise ValueError(f"a tensor of {widest} bytes reaches the limit of {TENSOR_LIMIT}")
+            # The coarse input, the ensemble's running mean, and the fine voxels: stacked, interleaved and corrected.
+            kept = 1 + phases * stage.ensemble
+            peak = max(peak, 4 * math.prod(size) * (kept + max(alive, 4 * phases)))
+            reach = stage_reach(stage, self.axes)
+            size = tuple(f * (n - 2 * r) for n, r, f in zip(size, reach, stage.factor, strict=True))
+        return peak
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, for the model file."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Architecture:
+        """From plain values, checked.
+
+        Raises
+        ------
+        ModelError
+            If a value is missing, of another type, or out of bounds.
+        """
+        try:
+            stages = tuple(
+                StageSpec(
+                    factor=tuple(_bounded(f, 1, 2) for f in stage["factor"]),
+                    layers=tuple(
+                        Layer(**{k: _bounded(layer[k], 1, 512) for k in ("kernel", "channels", "groups")})
+                        for layer in stage["layers"]
+                    ),
+                    back_projections=_bounded(stage["back_projections"], 0, 1000),
+                    kernel_radius=_bounded(stage["kernel_radius"], 0, 100),
+                    ensemble=bool(stage["ensemble"]),
+                )
+                for stage in value["stages"]
+            )
+            if value["axes"] not in ("zyx", "yx") or not 1 <= len(stages) <= 2:
+                raise ValueError(f"axes {value['axes']!r}, {len(stages)} stages")
+            for stage in stages:
+                _check_stage(stage)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"model architecture: {error!r} is not one this version can build.") from error
+        return cls(axes=value["axes"], stages=stages)
+
+
+def stage_reach(stage: StageSpec, axes: str) -> Shape:
+    """Coarse voxels per side, for z, y, x, that one stage uses up."""
+    network = sum(layer.kernel // 2 for layer in stage.layers)
+    # y₀ needs the network and U; the residual x − D y₀ needs D; its kernel and U bring it to the fine grid.
+    correction = 2 * CUBIC_REACH + stage.kernel_radius if stage.back_projections else 0
+    return tuple(
+        (max(network, CUBIC_REACH * (f == 2)) + correction * (f == 2)) if axis in axes else 0
+        for axis, f in zip(SPATIAL, stage.factor, strict=True)
+    )
+
+
+def architecture(preset: Preset, factor: Sequence[int], axes: str, *, kernel_radius: int | None = None) -> Architecture:
+    """Build the architecture of a preset.
+
+    Parameters
+    ----------
+    preset
+        ``"paper"`` is Fig. 9 of Photonics Research 11(1), 2023: 6 636 parameters at factor 2 in 3-D, mean over eight
+        lateral flips and rotations, ten back projections of each and ten of the mean. The operators are linear, so
+        these are twenty back projections of the mean. ``"fast"`` is one pass without back projection, which on noisy volumes brings the noise back.
+    factor
+        1, 2 or 4 for z, y, x.
+    axes
+        ``"zyx"`` or ``"yx"``.
+    kernel_radius
+        Where to cut the kernel of repeated back projection; by default, and at most, its formal reach.
+
+    Raises
+    ------
+    UsageError
+        If there is no such preset.
+    """
+    if preset not in PRESETS:
+        raise UsageError(f"preset {preset!r}: allowed are {', '.join(PRESETS)}.")
+    back_projections = 20 if preset == "paper" else 0
+    formal = KERNEL_STEP * max(back_projections - 1, 0)
+    radius = formal if kernel_radius is None else min(kernel_radius, formal)
+    stages = []
+    remaining = tuple(factor)
+    while max(remaining) > 1:
+        step = tuple(min(f, 2) for f in remaining)
+        phases = math.prod(step)
+        stages.append(
+            StageSpec(
+                factor=step,
+                layers=_paper_layers(phases) if preset == "paper" else _fast_layers(phases),
+                back_projections=back_projections,
+                kernel_radius=radius,
+                ensemble=preset == "paper",
+            )
+        )
+        remaining = tuple(f // s for f, s in zip(remaining, step, strict=True))
+    return Architecture(axes=axes, stages=tuple(stages))
+
+
+def _paper_layers(phases: int) -> tuple[Layer, ...]:
+    """Extraction, shrinking, four grouped middle layers, and subpixel expansion (Fig. 9)."""
+    middle = (Layer(kernel=3, channels=6, groups=6),) * 4
+    return (Layer(kernel=5, channels=16), Layer(kernel=3, channels=6), *middle, Layer(kernel=3, channels=phases))
+
+
+def _fast_layers(phases: int) -> tuple[Layer, ...]:
+    """Fewer and wider layers: 16 channels fill a vector register, and a shallow network has a short halo."""
+    middle = (Layer(kernel=3, channels=16),) * 2
+    return (Layer(kernel=5, channels=16), *middle, Layer(kernel=3, channels=phases))
+
+
+def _check_stage(stage: StageSpec) -> None:
+    if len(stage.factor) != len(SPATIAL) or not 1 <= len(stage.layers) <= 64:
+        raise ValueError(f"factor {stage.factor}, {len(stage.layers)} layers")
+    if stage.layers[-1].channels != math.prod(stage.factor) or math.prod(stage.factor) == 1:
+        raise ValueError(f"last layer of {stage.layers[-1].channels} channels for factor {stage.factor}")
+    inputs = 1
+    for layer in stage.layers:
+        if layer.kernel % 2 == 0 or layer.kernel > 15 or inputs % layer.groups or layer.channels % layer.groups:
+            raise ValueError(str(layer))
+        inputs = layer.channels
+
+
+def _bounded(value: Any, low: int, high: int) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{value!r} is not an integer in {low}..{high}")
+    return value

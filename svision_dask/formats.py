@@ -1,0 +1,184 @@
+"""Open whatever the user names, by what it contains, and put single-channel volumes together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+
+from svision_dask.errors import ImageError, UsageError
+from svision_dask.geometry import Grid, Shape, Vector
+from svision_dask.tiff import Spacing, is_tiff, open_tiff, split_box
+from svision_dask.volume import Source, Volume, native
+
+READABLE = "an OME-Zarr folder (0.4 or 0.5) or a TIFF file (OME-TIFF, ImageJ, or a plain stack with --axes)"
+_SAME_SPACING = 1e-6
+"""Relative; ImageJ writes six decimals of its resolution."""
+
+
+def open_volume(
+    path: str | Path,
+    *,
+    level: int = 0,
+    series: int = 0,
+    axes: str | None = None,
+    spacing: Spacing | None = None,
+    unit: str | None = None,
+) -> Volume:
+    """Open an image as a lazy volume; the format is found by content, not by name.
+
+    Parameters
+    ----------
+    path
+        OME-Zarr folder, or TIFF file.
+    level
+        Level of the OME-Zarr pyramid; 0 is the finest.
+    series
+        Which image of a TIFF file, counted from 0.
+    axes, spacing, unit
+        For TIFF files, what the file does not say, as in `open_tiff`.
+
+    Raises
+    ------
+    ImageError
+        If there is no such file, or it is not an image that can be read without guessing.
+    UsageError
+        If an option is not for this format.
+    """
+    path = Path(path)
+    if path.is_dir():
+        _refuse(path, "an OME-Zarr, which says this itself", axes=axes, spacing=spacing, unit=unit)
+        _refuse(path, "an OME-Zarr, which has no series", series=series or None)
+        return _open_folder(path, level)
+    if not path.exists():
+        raise ImageError(f"{path} does not exist; give {READABLE}.")
+    if not is_tiff(path):
+        raise ImageError(f"{path} is neither OME-Zarr nor TIFF; give {READABLE}.")
+    _refuse(path, "a TIFF, of which only level 0 is read", level=level or None)
+    return open_tiff(path, series=series, axes=axes, spacing=spacing, unit=unit)
+
+
+def _open_folder(path: Path, level: int) -> Volume:
+    from svision_dask.omezarr import is_omezarr, open_omezarr
+
+    if not is_omezarr(path):
+        raise ImageError(f"{path} is a folder without zarr metadata; give {READABLE}.")
+    return open_omezarr(path, level=level)
+
+
+def _refuse(path: Path, reason: str, **options: object) -> None:
+    given = [f"--{name}" for name, value in options.items() if value is not None]
+    if given:
+        raise UsageError(f"{path} is {reason}: leave out {' and '.join(given)}.")
+
+
+@dataclass(frozen=True)
+class StackedSource:
+    """Sources of equal shape as one, with a new axis that counts them."""
+
+    sources: tuple[Source, ...]
+    axis: int
+    """Position of the new axis."""
+    shape: Shape
+    dtype: np.dtype[Any]
+    """In the machine's byte order."""
+
+    def __getitem__(self, box: Any, /) -> npt.NDArray[Any]:
+        """Read a box from those sources that it touches."""
+        ranges, rest = split_box(box, self.shape)
+        block = np.empty([stop - start for start, stop in ranges], self.dtype)
+        boxes = [slice(*r) for r in ranges]
+        start, stop = ranges[self.axis]
+        inner = (*boxes[: self.axis], *boxes[self.axis + 1 :])
+        for channel, source in zip(np.moveaxis(block, self.axis, 0), self.sources[start:stop], strict=True):
+            channel[...] = source[inner]
+        voxels: npt.NDArray[Any] = block[rest]
+        return voxels
+
+
+def stack_channels(volumes: Sequence[Volume]) -> Volume:
+    """Put single-channel volumes together as the channels of one, without reading; they are named after the volumes.
+
+    Parameters
+    ----------
+    volumes
+        Volumes without a channel axis, of equal grids and voxel types.
+
+    Returns
+    -------
+    Volume
+        The channel axis comes after t, before space.
+
+    Raises
+    ------
+    UsageError
+        If there are no volumes.
+    ImageError
+        If a volume has a channel axis, or two differ in axes, shape, voxel type, spacing, units or origin.
+    """
+    if not volumes:
+        raise UsageError("no volumes to put together; give at least one.")
+    first = volumes[0]
+    for volume in volumes:
+        if "c" in volume.grid.axes:
+            raise ImageError(
+                f"{volume.name} has channels already (axes {volume.grid.axes}); give one channel per file."
+            )
+        _check_equal(first, volume)
+    axis = int("t" in first.grid.axes)
+    grid = _with_channels(first.grid, axis, len(volumes))
+    return Volume(
+        voxels=da.stack([volume.voxels for volume in volumes], axis=axis),
+        grid=grid,
+        channels=tuple(volume.name for volume in volumes),
+        name=first.name,
+        source=_stacked_source(volumes, axis, grid.shape),
+    )
+
+
+def _stacked_source(volumes: Sequence[Volume], axis: int, shape: Shape) -> StackedSource | None:
+    """Stack what the volumes are read from; None where one is computed, and has no source."""
+    sources = tuple(volume.source for volume in volumes if volume.source is not None)
+    return StackedSource(sources, axis, shape, volumes[0].dtype) if len(sources) == len(volumes) else None
+
+
+def _with_channels(grid: Grid, axis: int, count: int) -> Grid:
+    def inserted(values: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
+        return (*values[:axis], value, *values[axis:])
+
+    return replace(
+        grid,
+        axes="".join(inserted(tuple(grid.axes), "c")),
+        shape=inserted(grid.shape, count),
+        spacing=inserted(grid.spacing, 1.0),
+        origin=inserted(grid.origin, 0.0),
+        units=inserted(grid.units, None),
+    )
+
+
+def _check_equal(first: Volume, other: Volume) -> None:
+    a, b = first.grid, other.grid
+    pairs: list[tuple[str, Any, Any]] = [
+        ("axes", a.axes, b.axes),
+        ("shape", a.shape, b.shape),
+        ("voxel type", native(first.dtype).name, native(other.dtype).name),
+        ("units", a.units, b.units),
+    ]
+    differences = [pair for pair in pairs if pair[1] != pair[2]]
+    if not differences:
+        placements = [("spacing", a.spacing, b.spacing), ("origin", a.origin, b.origin)]
+        differences = [pair for pair in placements if not _close(pair[1], pair[2], a.spacing)]
+    for what, one, two in differences[:1]:
+        raise ImageError(
+            f"{other.name} has {what} {two}, {first.name} has {one}. "
+            "Channels of one volume must be equal in this; convert them apart."
+        )
+
+
+def _close(a: Vector, b: Vector, spacing: Vector) -> bool:
+    return all(abs(x - y) <= _SAME_SPACING * step for x, y, step in zip(a, b, spacing, strict=True))

@@ -1,0 +1,135 @@
+"""Where voxels sit in the world: axes, spacing and origin, and how they change on finer and coarser grids.
+
+Pure values; no arrays. Tuples run in axis order, one entry per axis, slowest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from svision_dask.errors import UsageError
+
+AXES = "tczyx"
+"""The axes a volume may have, in the only order in which it may have them (OME-Zarr 0.4, 0.5: time, channel, space)."""
+SPATIAL = "zyx"
+FACTORS = (1, 2, 4)
+"""How many times finer an axis can become: each stage doubles."""
+
+Shape = tuple[int, ...]
+Vector = tuple[float, ...]
+Factor = int | Sequence[int] | Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A regular grid of voxels and its place in the world."""
+
+    axes: str
+    """Axis names, a subset of ``"tczyx"`` in that order; y and x are always there."""
+    shape: Shape
+    """Voxels along each axis."""
+    spacing: Vector
+    """Distance between the centres of neighbouring voxels, in ``units``; 1.0 where the file does not say."""
+    origin: Vector
+    """World position of the centre of voxel 0."""
+    units: tuple[str | None, ...]
+    """Unit of each axis as OME-Zarr spells it (``"micrometer"``), or None."""
+
+    def __post_init__(self) -> None:
+        check_axes(self.axes)
+        lengths = {len(self.shape), len(self.spacing), len(self.origin), len(self.units), len(self.axes)}
+        if len(lengths) != 1:
+            raise UsageError(f"grid {self.axes}: shape, spacing, origin and units must have one entry per axis: {self}.")
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        """Positions of the spatial axes."""
+        return tuple(i for i, axis in enumerate(self.axes) if axis in SPATIAL)
+
+    def finer(self, factor: Shape) -> Grid:
+        """The grid with ``factor`` times more voxels that covers the same space (area sampling).
+
+        Voxel edges stay put, so the first centre moves towards the edge by ``spacing·(f − 1)/(2f)``.
+        """
+        return replace(
+            self,
+            shape=tuple(n * f for n, f in zip(self.shape, factor, strict=True)),
+            spacing=tuple(s / f for s, f in zip(self.spacing, factor, strict=True)),
+            origin=tuple(
+                o - s * (f - 1) / (2 * f) for o, s, f in zip(self.origin, self.spacing, factor, strict=True)
+            ),
+        )
+
+    def coarser(self, factor: Shape) -> Grid:
+        """The grid of block means over ``factor`` voxels; a last, partial block counts as a voxel."""
+        return replace(
+            self,
+            shape=tuple(-(-n // f) for n, f in zip(self.shape, factor, strict=True)),
+            spacing=tuple(s * f for s, f in zip(self.spacing, factor, strict=True)),
+            origin=tuple(o + s * (f - 1) / 2 for o, s, f in zip(self.origin, self.spacing, factor, strict=True)),
+        )
+
+    def world(self, index: Sequence[float]) -> Vector:
+        """World position of a voxel index; fractions allowed, 0 is the centre of the first voxel."""
+        return tuple(o + s * i for o, s, i in zip(self.origin, self.spacing, index, strict=True))
+
+
+def check_axes(axes: str) -> str:
+    """Return ``axes`` if they are a subset of tczyx, in that order, with y and x.
+
+    Raises
+    ------
+    UsageError
+        Otherwise.
+    """
+    if "".join(a for a in AXES if a in axes) != axes or not {"y", "x"} <= set(axes):
+        raise UsageError(f"axes {axes!r}: allowed is a subset of {AXES!r} in that order, with y and x. Use --axes, such as zyx.")
+    return axes
+
+
+def parse_factor(factor: Factor, axes: str) -> Shape:
+    """Factor per axis of ``axes`` from one number, one per spatial axis in order, or a mapping by axis name.
+
+    One number applies to every spatial axis; axes not named in a mapping keep their sampling (factor 1).
+
+    Raises
+    ------
+    UsageError
+        If a factor is not 1, 2 or 4, names an axis the volume lacks, or none is above 1.
+    """
+    named = per_spatial_axis(factor, axes, what="factor", missing=1)
+    for axis, f in named.items():
+        if f not in FACTORS:
+            raise UsageError(f"factor {axis}={f}: allowed are 1, 2 and 4 per axis. Use --factor 2 or --factor z=1,y=2,x=2.")
+    if all(f == 1 for f in named.values()):
+        raise UsageError(f"factor {factor}: 1 on every axis leaves nothing to do. Use --factor 2 or --factor z=1,y=2,x=2.")
+    return tuple(int(named.get(axis, 1)) for axis in axes)
+
+
+def per_spatial_axis(
+    value: float | Sequence[float] | Mapping[str, float], axes: str, *, what: str, missing: float | None = None
+) -> dict[str, float]:
+    """Spread ``value`` over the spatial axes of ``axes``: one for all, one each in order, or by name.
+
+    Raises
+    ------
+    UsageError
+        If an axis is unknown, or one has no value and ``missing`` is None.
+    """
+    spatial = [a for a in axes if a in SPATIAL]
+    if isinstance(value, Mapping):
+        unknown = [a for a in value if a not in spatial]
+        if unknown:
+            raise UsageError(f"{what}: no axis {','.join(unknown)}; the volume's spatial axes are {','.join(spatial)}.")
+        named = {a: value.get(a, missing) for a in spatial}
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        if len(value) != len(spatial):
+            raise UsageError(f"{what} {tuple(value)}: give one number, or {len(spatial)} in the order {','.join(spatial)}.")
+        named = dict(zip(spatial, value, strict=True))
+    else:
+        named = dict.fromkeys(spatial, value)
+    absent = [a for a, v in named.items() if v is None]
+    if absent:
+        raise UsageError(f"{what}: no value for axis {','.join(absent)}. Name it, such as {absent[0]}=1.")
+    return {a: v for a, v in named.items() if v is not None}

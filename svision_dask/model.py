@@ -1,0 +1,229 @@
+"""A trained model: stages, normalisation and provenance, in one safetensors file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from svision_dask.architecture import Architecture
+from svision_dask.errors import ModelError
+from svision_dask.geometry import SPATIAL, Shape
+from svision_dask.stage import Stage, trim
+
+FORMAT = 1
+"""Version of the file's layout; raised when an older reader would misread a newer file."""
+MAX_BYTES = 64 * 2**20
+"""A model of this kind has some kilobytes; anything above this is not one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalisation:
+    """Intensity constants of one channel, measured once, on the training sample."""
+
+    offset: float
+    """Mean of the sample, outliers clipped, in the volume's intensity units."""
+    scale: float
+    """Standard deviation of the sample, outliers clipped, in the same units."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Everything needed to enhance, and to say how the model came about."""
+
+    architecture: Architecture
+    stages: tuple[Stage, ...]
+    normalisation: tuple[Normalisation, ...]
+    """One per channel; a single one serves every channel."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Plain values: preset, seed, steps, losses, sample, input, versions."""
+
+    @property
+    def factor(self) -> Shape:
+        """How many times finer the output is, for z, y, x."""
+        return self.architecture.factor
+
+    @property
+    def halo(self) -> Shape:
+        """Coarse voxels needed beyond a box, per side, for z, y, x."""
+        return self.architecture.halo
+
+    def refine(self, haloed: npt.NDArray[Any], *, channel: int = 0) -> npt.NDArray[np.float32]:
+        """Enhance a box that carries its halo.
+
+        Parameters
+        ----------
+        haloed
+            Coarse voxels (z, y, x): a box and ``halo`` voxels on each side of it.
+        channel
+            Whose normalisation to use.
+
+        Returns
+        -------
+        ndarray of float32
+            Fine voxels (fz·z, fy·y, fx·x) of the box, in the input's intensity units.
+        """
+        constants = self.normalisation[min(channel, len(self.normalisation) - 1)]
+        box = tuple(n - 2 * h for n, h in zip(haloed.shape, self.halo, strict=True))
+        with torch.inference_mode():
+            voxels = torch.from_numpy(np.ascontiguousarray(haloed, dtype=np.float32))[None, None]
+            voxels = (voxels - constants.offset) / constants.scale
+            done = (1, 1, 1)
+            for stage in self.stages:
+                voxels = stage(voxels)
+                done = tuple(d * f for d, f in zip(done, stage.spec.factor, strict=True))
+            # A later stage's reach need not be a multiple of the factor before it; the halo was rounded up.
+            spare = tuple((n - d * b) // 2 for n, d, b in zip(voxels.shape[2:], done, box, strict=True))
+            voxels = trim(voxels, spare).mul(constants.scale).add_(constants.offset)
+            return np.ascontiguousarray(voxels[0, 0].numpy())
+
+    def for_channels(self, count: int) -> None:
+        """Check that the model can serve a volume of ``count`` channels.
+
+        Raises
+        ------
+        ModelError
+            If it was trained on several channels, but not on as many.
+        """
+        if len(self.normalisation) not in (1, count):
+            raise ModelError(
+                f"model was trained on {len(self.normalisation)} channels; the volume has {count}. "
+                "Train on this volume, or use a model of one channel."
+            )
+
+    def to_bytes(self) -> bytes:
+        """The file's content; equal models give equal bytes."""
+        from safetensors.torch import save
+
+        weights = {name: value.contiguous().clone() for name, value in _weights(self.stages).items()}
+        header = {
+            "format": FORMAT,
+            "architecture": self.architecture.to_json(),
+            "residual_scale": [stage.residual_scale for stage in self.stages],
+            "normalisation": [{"offset": n.offset, "scale": n.scale} for n in self.normalisation],
+            "provenance": self.provenance,
+        }
+        return bytes(save(weights, metadata={"svision_dask": json.dumps(header, sort_keys=True)}))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file's content."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the model to ``path``, whole or not at all."""
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_bytes(self.to_bytes())
+        return partial.replace(path)
+
+
+def load_model(path: str | Path) -> Model:
+    """Read a model file; nothing in it is executed.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, is not a model, is damaged, or was made by a newer version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such model file. Make one with svision-dask train.")
+    if path.stat().st_size > MAX_BYTES:
+        raise ModelError(f"{path}: {path.stat().st_size} bytes; a model has at most {MAX_BYTES}.")
+    return _from_bytes(path.read_bytes(), path)
+
+
+@lru_cache(maxsize=2)
+def load_model_once(path: str, digest: str) -> Model:
+    """Load a model once per process, and only if it is the one that was planned with.
+
+    Raises
+    ------
+    ModelError
+        If the file has changed since.
+    """
+    model = load_model(path)
+    if model.digest != digest:
+        raise ModelError(f"{path}: the model file has changed since the plan was made. Give every model a name of its own.")
+    return model
+
+
+def _from_bytes(content: bytes, path: Path) -> Model:
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load
+
+    try:
+        weights = load(content)
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["svision_dask"])
+        if header["format"] != FORMAT:
+            raise ValueError(f"format {header['format']}, this version reads {FORMAT}")
+        normalisation = tuple(
+            Normalisation(offset=_finite(n["offset"]), scale=_positive(n["scale"])) for n in header["normalisation"]
+        )
+        scales = [_positive(value) for value in header["residual_scale"]]
+        if not normalisation:
+            raise ValueError("no normalisation")
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path}: not a model of svision-dask, or damaged ({error}). Train it anew.") from error
+    architecture = Architecture.from_json(header["architecture"])
+    return Model(
+        architecture=architecture,
+        stages=_with_weights(architecture, scales, weights, path),
+        normalisation=normalisation,
+        provenance=dict(header.get("provenance", {})),
+    )
+
+
+def _with_weights(
+    architecture: Architecture, scales: list[float], weights: dict[str, torch.Tensor], path: Path
+) -> tuple[Stage, ...]:
+    """Rebuild the stages and fill in their weights, which must be exactly those that the architecture names."""
+    if len(scales) != len(architecture.stages):
+        raise ModelError(f"{path}: {len(scales)} residual scales for {len(architecture.stages)} stages; train it anew.")
+    stages = tuple(
+        Stage(spec, architecture.axes, residual_scale=scale)
+        for spec, scale in zip(architecture.stages, scales, strict=True)
+    )
+    expected = {name: (tuple(value.shape), value.dtype) for name, value in _weights(stages).items()}
+    found = {name: (tuple(value.shape), value.dtype) for name, value in weights.items()}
+    if expected != found:
+        odd = sorted(set(expected.items()) ^ set(found.items()))[0]
+        raise ModelError(f"{path}: weights do not fit the architecture, first at {odd[0]} {odd[1][0]}; train it anew.")
+    if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
+        raise ModelError(f"{path}: weights that are not finite; train it anew.")
+    for index, stage in enumerate(stages):
+        prefix = f"stage{index}."
+        stage.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+        stage.eval().requires_grad_(requires_grad=False)
+    return stages
+
+
+def _weights(stages: tuple[Stage, ...]) -> dict[str, torch.Tensor]:
+    return {f"stage{i}.{name}": value for i, stage in enumerate(stages) for name, value in stage.state_dict().items()}
+
+
+def _finite(value: Any) -> float:
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a finite number")
+    return float(value)
+
+
+def _positive(value: Any) -> float:
+    if _finite(value) <= 0:
+        raise ValueError(f"{value!r} is not positive")
+    return float(value)
+
+
+def spatial_shape(axes: str, shape: Shape) -> Shape:
+    """Sizes for z, y, x; a plane is a volume of one slice."""
+    return tuple(shape[axes.index(axis)] if axis in axes else 1 for axis in SPATIAL)

@@ -1,0 +1,234 @@
+"""Read OME-Zarr images, 0.4 (zarr v2) and 0.5 (zarr v3): metadata at once, voxels only when they are asked for.
+
+What the file does not say is not guessed, and nothing outside the image's own folder is opened.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zarr
+
+from svision_dask.errors import ImageError
+from svision_dask.geometry import Grid, Shape
+from svision_dask.omezarr_metadata import Metadata, is_omezarr, one_line, read_metadata, read_provenance
+from svision_dask.volume import Volume
+
+__all__ = [
+    "ImageInfo",
+    "Level",
+    "describe_omezarr",
+    "is_omezarr",
+    "list_levels",
+    "open_omezarr",
+    "read_provenance",
+]
+
+VOXEL_TYPES = {"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"}
+CHUNK_BYTES = 2**31
+"""Codecs count the bytes of a chunk in 32 bits with a sign."""
+CHUNKS_PER_AXIS = 10**6
+"""A few bytes of metadata can declare any number of chunks, and dask lists those along each axis."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """One level of a pyramid, as its metadata describe it."""
+
+    path: str
+    """Path of the array inside the image."""
+    grid: Grid
+    dtype: str
+    """Voxel type as numpy spells it, such as ``"uint16"``."""
+    chunks: Shape
+    """Voxels per chunk, the unit of compression."""
+    shards: Shape | None
+    """Voxels per shard, the unit of storage, or None where every chunk is stored on its own."""
+    compressors: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageInfo:
+    """What the metadata of an OME-Zarr image say."""
+
+    version: str
+    """Of OME-Zarr: ``"0.4"`` or ``"0.5"``."""
+    name: str
+    channels: tuple[str, ...]
+    levels: tuple[Level, ...]
+    """Finest first."""
+    provenance: Mapping[str, Any]
+    """What svision-dask wrote about the image; empty for images of other programs."""
+
+
+def open_omezarr(path: str | Path, *, level: int = 0) -> Volume:
+    """Open one level of an OME-Zarr image without reading voxels.
+
+    Parameters
+    ----------
+    path
+        Folder with the multiscales metadata, OME-Zarr 0.4 or 0.5.
+    level
+        Which level of the pyramid; 0 is the finest.
+
+    Returns
+    -------
+    Volume
+        Its dask chunks are the stored shards, or the chunks where there are no shards, clipped to the image.
+
+    Raises
+    ------
+    ImageError
+        If the metadata are missing, damaged or contradictory, or the level or its array does not exist.
+    """
+    metadata = read_metadata(Path(path))
+    array, found = _read_level(metadata, level)
+    return Volume.from_source(
+        array,
+        found.grid,
+        chunks=_dask_chunks(array),
+        channels=_channels(metadata, found.grid),
+        name=metadata.name,
+    )
+
+
+def describe_omezarr(path: str | Path) -> ImageInfo:
+    """Describe an OME-Zarr image and all its levels from metadata only.
+
+    Raises
+    ------
+    ImageError
+        As `open_omezarr`, for any of the levels.
+    """
+    metadata = read_metadata(Path(path))
+    levels = tuple(_read_level(metadata, i)[1] for i in range(len(metadata.datasets)))
+    return ImageInfo(
+        version="0.5" if metadata.zarr_format == 3 else "0.4",
+        name=metadata.name,
+        channels=_channels(metadata, levels[0].grid),
+        levels=levels,
+        provenance=metadata.provenance,
+    )
+
+
+def list_levels(path: str | Path) -> list[Level]:
+    """Describe every level of an OME-Zarr image, finest first, from metadata only.
+
+    Raises
+    ------
+    ImageError
+        As `open_omezarr`, for any of the levels.
+    """
+    return list(describe_omezarr(path).levels)
+
+
+def _read_level(metadata: Metadata, level: int) -> tuple[zarr.Array[Any], Level]:
+    """Open the array of one level, check it against the metadata, and describe it."""
+    count = len(metadata.datasets)
+    if not 0 <= level < count:
+        raise ImageError(
+            f"{metadata.path} has no level {level}: it has {count}, 0 (the finest) to {count - 1}. Use one."
+        )
+    dataset = metadata.datasets[level]
+    where = f"{metadata.path}, level {level} ({dataset.path!r})"
+    array = _open_array(metadata, _folder_inside(metadata.path, dataset.path, where), where)
+    _check_array(metadata, array, where)
+    _check_storage(array, where)
+    return array, Level(
+        path=dataset.path,
+        grid=Grid(
+            axes=metadata.axes,
+            shape=array.shape,
+            spacing=dataset.spacing,
+            origin=dataset.origin,
+            units=metadata.units,
+        ),
+        dtype=array.dtype.name,
+        chunks=array.chunks,
+        shards=array.shards,
+        compressors=tuple(_compressor_name(c) for c in array.compressors),
+    )
+
+
+def _folder_inside(root: Path, path: str, where: str) -> Path:
+    """Resolve the folder of an array, which must be inside the image's: metadata must not open other files."""
+    if (
+        not path
+        or path.startswith("/")
+        or {".", ".."} & set(path.split("/"))
+        or any(s in path for s in ("\\", "://", "\0"))
+    ):
+        raise ImageError(f"{where}: the path of an array must lead down from the image. Repair the metadata.")
+    folder = root.absolute() / path
+    if not folder.resolve().is_relative_to(root.resolve()):
+        raise ImageError(f"{where}: the array lies outside the image, behind a symbolic link. Copy it into the image.")
+    return folder
+
+
+def _open_array(metadata: Metadata, folder: Path, where: str) -> zarr.Array[Any]:
+    try:
+        array = zarr.open_array(folder, mode="r", zarr_format=metadata.zarr_format)
+        _ = array.chunks, array.shards, array.compressors  # zarr raises only here for a grid that is not regular
+    except FileNotFoundError as error:
+        raise ImageError(f"{where}: there is no zarr v{metadata.zarr_format} array. Is the copy complete?") from error
+    except Exception as error:  # damaged metadata make zarr raise nearly anything
+        raise ImageError(f"{where}: the metadata of the array cannot be read: {one_line(error)}.") from error
+    return array
+
+
+def _check_array(metadata: Metadata, array: zarr.Array[Any], where: str) -> None:
+    """Refuse an array that cannot be the image that the metadata describe."""
+    if array.dtype.str[1:] not in VOXEL_TYPES:
+        raise ImageError(
+            f"{where}: voxels are {array.dtype}; allowed are bool, integers and real floats. Convert them."
+        )
+    if array.ndim != len(metadata.axes):
+        raise ImageError(f"{where}: an array of shape {array.shape} for axes {metadata.axes}. Repair the metadata.")
+    names = getattr(array.metadata, "dimension_names", None)  # zarr v2 has none
+    # 0.5: dimension_names "MUST match the names in the "axes" metadata".
+    if names is not None and tuple(names) != metadata.axis_names:
+        raise ImageError(
+            f"{where}: the array names its axes {names}, the image {metadata.axis_names}. Repair one of them."
+        )
+
+
+def _check_storage(array: zarr.Array[Any], where: str) -> None:
+    """Refuse sizes that metadata can declare but no machine can hold."""
+    if min(*array.shape, *array.chunks) < 1:
+        raise ImageError(
+            f"{where}: shape {array.shape} in chunks of {array.chunks} holds no voxels. Give another level."
+        )
+    if math.prod(array.chunks) * array.dtype.itemsize >= CHUNK_BYTES:
+        raise ImageError(f"{where}: chunks of {array.chunks} voxels take 2 GiB or more. Write it with smaller chunks.")
+    most = max(-(-n // c) for n, c in zip(array.shape, _dask_chunks(array), strict=True))
+    if most > CHUNKS_PER_AXIS:
+        raise ImageError(
+            f"{where}: {most} chunks along an axis; allowed are {CHUNKS_PER_AXIS}. Write it with larger chunks."
+        )
+
+
+def _dask_chunks(array: zarr.Array[Any]) -> Shape:
+    """Voxels per dask chunk: what one read of the storage delivers anyway."""
+    stored = array.shards or array.chunks
+    if math.prod(stored) * array.dtype.itemsize >= CHUNK_BYTES:  # a whole image can be one shard
+        stored = array.chunks
+    return tuple(min(c, n) for c, n in zip(stored, array.shape, strict=True))
+
+
+def _channels(metadata: Metadata, grid: Grid) -> tuple[str, ...]:
+    """Labels of the channels, where the display settings name as many as there are."""
+    if "c" not in grid.axes or len(metadata.labels) != grid.shape[grid.axes.index("c")]:
+        return ()
+    return metadata.labels
+
+
+def _compressor_name(codec: Any) -> str:
+    """Name of a zarr v3 codec or of a numcodecs one, with the method inside blosc."""
+    config = codec.to_dict() if hasattr(codec, "to_dict") else codec.get_config()
+    name = config.get("name") or config.get("id")
+    method = config.get("configuration", config).get("cname")
+    return f"{name}-{getattr(method, 'value', method)}" if method else str(name)

@@ -1,0 +1,136 @@
+"""Coarser levels of a volume: which grids a pyramid has, and the block means that fill them.
+
+Pure functions of arrays and grids; who reads and writes the blocks is decided in ``regions``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from svision_dask.errors import UsageError
+from svision_dask.geometry import Grid, Shape
+
+ISOTROPY = math.sqrt(2)
+"""An axis is halved while its spacing is below this many times the finest one.
+
+Halving changes a ratio of spacings by two, so with a threshold of sqrt(2) every ratio ends between 1/sqrt(2) and
+sqrt(2): the nearest to isotropic that powers of two can reach. With a threshold of 2, a ratio of 1.9 would stay.
+"""
+
+Block = npt.NDArray[Any]
+
+
+def pyramid_grids(grid: Grid, *, smallest: int = 256) -> list[Grid]:
+    """Choose the grids of a pyramid, ``grid`` first.
+
+    Every step halves the spatial axes that are about as fine as the finest (`ISOTROPY`), so that levels become
+    isotropic before all axes shrink together. Time and channels are never halved.
+
+    Parameters
+    ----------
+    grid
+        Level 0.
+    smallest
+        The last level is the first one with at most this many voxels along every spatial axis.
+
+    Returns
+    -------
+    list of Grid
+        At least ``grid`` itself.
+
+    Raises
+    ------
+    UsageError
+        If ``smallest`` is below 1.
+    """
+    if smallest < 1:
+        raise UsageError(f"smallest level {smallest}: allowed is 1 voxel or more per axis.")
+    grids = [grid]
+    while any(grids[-1].shape[i] > smallest for i in grid.spatial):
+        grids.append(grids[-1].coarser(halving(grids[-1])))
+    return grids
+
+
+def halving(grid: Grid) -> Shape:
+    """Factor per axis from ``grid`` to the next coarser level: 2 along the finest spatial axes, otherwise 1."""
+    # An axis of one voxel cannot be halved, however fine; it must not hold the others back.
+    divisible = [i for i in grid.spatial if grid.shape[i] > 1]
+    finest = min((grid.spacing[i] for i in divisible), default=math.inf)
+    chosen = {i for i in divisible if grid.spacing[i] < ISOTROPY * finest}
+    return tuple(2 if i in chosen else 1 for i in range(len(grid.axes)))
+
+
+def block_mean(block: Block, factor: Shape) -> Block:
+    """Average every ``factor`` voxels; a last, partial block is the mean of the voxels that are there.
+
+    Sums of integers are exact and means are rounded half to even, once; floats are summed in float64. Blocks that
+    start at multiples of ``factor`` give, piece by piece, what the whole array gives.
+
+    Parameters
+    ----------
+    block
+        Any number of axes; bool, integer or real floating point.
+    factor
+        Voxels to average along each axis.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape ``ceil(shape / factor)``, dtype of ``block``. A bool is the majority; a tie is False.
+
+    Raises
+    ------
+    UsageError
+        If ``factor`` does not have one entry of at least 1 per axis of ``block``.
+    """
+    if len(factor) != block.ndim or min(factor, default=1) < 1:
+        raise UsageError(f"factor {factor}: give one whole number of at least 1 for each of {block.ndim} axes.")
+    if math.prod(factor) == 1:
+        return block.copy()
+    count = _voxels_per_mean(block.shape, factor)
+    if block.dtype.kind in "iu" and block.dtype.itemsize == 8:
+        return _mean_of_long_integers(block, factor, count)
+    # Sums of narrower integers stay below 2**53, so float64 holds them exactly, and a mean is either half a voxel
+    # value exactly or much further from it than the rounding of the division.
+    with np.errstate(invalid="ignore"):  # inf - inf is NaN, as in any mean
+        mean = _block_sum(block, factor, np.float64) / count
+    return (mean if block.dtype.kind == "f" else np.rint(mean)).astype(block.dtype)
+
+
+def _block_sum(block: Block, factor: Shape, dtype: npt.DTypeLike) -> Block:
+    """Sum over blocks of ``factor``, one axis at a time."""
+    for axis, f in enumerate(factor):
+        before = (slice(None),) * axis
+        total = block[(*before, slice(None, None, f))].astype(dtype)
+        for first in range(1, f):
+            part = block[(*before, slice(first, None, f))]
+            total[(*before, slice(part.shape[axis]))] += part  # the last block may lack this voxel
+        block = total
+    return block
+
+
+def _voxels_per_mean(shape: Shape, factor: Shape) -> npt.NDArray[np.int64]:
+    """How many voxels each mean is made of: the product of ``factor`` but for partial blocks, broadcastable."""
+    counts = [np.minimum(f, n - np.arange(0, n, f)) for n, f in zip(shape, factor, strict=True)]
+    if all(n % f == 0 for n, f in zip(shape, factor, strict=True)):
+        return np.array(math.prod(factor))
+    return np.array(list(itertools.accumulate(np.ix_(*counts), np.multiply))[-1])
+
+
+def _mean_of_long_integers(block: Block, factor: Shape, count: npt.NDArray[np.int64]) -> Block:
+    """Exact block means of 64-bit integers, whose sums overflow 64 bits: by long division in halves of 32 bits."""
+    wide = block.dtype
+    count = count.astype(wide)
+    half = wide.type(32)
+    high, rest = np.divmod(_block_sum(block >> half, factor, wide), count)
+    low = _block_sum(block & wide.type(2**32 - 1), factor, wide) + (rest << half)
+    quotient, rest = np.divmod(low, count)
+    mean = (high << half) + quotient
+    twice = rest + rest
+    round_up = (twice > count) | ((twice == count) & (mean & wide.type(1)).astype(bool))
+    return np.asarray((mean + round_up.astype(wide)).astype(wide))

@@ -1,0 +1,154 @@
+"""Choose and read the sub-volume to learn from, and measure its intensity constants once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from svision_dask.errors import SampleError, UsageError
+from svision_dask.geometry import SPATIAL, Shape
+from svision_dask.model import Normalisation, spatial_shape
+from svision_dask.volume import Box, Volume
+
+EXTENT = {2: (1, 2048, 2048), 3: (96, 256, 256)}
+"""Voxels (z, y, x) of a sample, for planes and for volumes; volumes with fewer voxels are taken whole."""
+PROBE = {2: (1, 256, 256), 3: (16, 64, 64)}
+"""Voxels (z, y, x) read to judge a candidate."""
+CANDIDATES = 32
+OUTLIERS = 0.1
+"""Percent of the voxels at each end that do not count for the intensity constants: hot pixels, dead lines."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What a model is trained on."""
+
+    voxels: npt.NDArray[np.float32]
+    """(c, z, y, x), in the volume's intensity units."""
+    box: Box
+    """Where it is in the volume, for z, y, x."""
+    normalisation: tuple[Normalisation, ...]
+    """One per channel."""
+
+
+def read_sample(volume: Volume, *, box: Mapping[str, slice] | None = None, seed: int = 0) -> Sample:
+    """Read the sub-volume to train on: all channels of the first time point.
+
+    Parameters
+    ----------
+    volume
+        Where to read from.
+    box
+        Start and stop per spatial axis; axes not named are taken whole. By default, an informative box is chosen.
+    seed
+        Decides between candidates where there are too many to look at.
+
+    Raises
+    ------
+    UsageError
+        If the box is empty, leaves the volume, or names another axis.
+    SampleError
+        If the sample has voxels that are not finite, or nothing but one value.
+    """
+    chosen = _given_box(volume, box) if box is not None else _informative_box(volume, seed)
+    voxels = _read(volume, chosen)
+    if not np.isfinite(voxels).all():
+        raise SampleError(
+            f"{_text(chosen)} of {volume.name}: {int((~np.isfinite(voxels)).sum())} of {voxels.size} voxels are NaN or "
+            "infinite; all must be finite. Choose another place with --sample."
+        )
+    return Sample(
+        voxels=voxels,
+        box=chosen,
+        normalisation=tuple(_constants(voxels[c], f"channel {c} in {_text(chosen)} of {volume.name}") for c in range(len(voxels))),
+    )
+
+
+def _constants(voxels: npt.NDArray[np.float32], where: str) -> Normalisation:
+    low, high = np.percentile(voxels, (OUTLIERS, 100 - OUTLIERS))
+    clipped = np.clip(voxels, low, high) if high > low else voxels
+    offset, scale = float(clipped.mean(dtype=np.float64)), float(clipped.std(dtype=np.float64))
+    if scale <= 1e-6 * abs(offset) or scale == 0:
+        raise SampleError(
+            f"{where}: every voxel is {offset:g}, so there is nothing to learn. Choose another place with --sample, or "
+            "give a trained model with -m."
+        )
+    return Normalisation(offset=offset, scale=scale)
+
+
+def _given_box(volume: Volume, box: Mapping[str, slice]) -> Box:
+    sizes = dict(zip(SPATIAL, spatial_shape(volume.grid.axes, volume.grid.shape), strict=True))
+    unknown = [axis for axis in box if axis not in volume.grid.axes or axis not in SPATIAL]
+    if unknown:
+        raise UsageError(f"sample: no axis {','.join(unknown)}; the volume's axes are {volume.grid.axes}.")
+    slices = []
+    for axis, size in sizes.items():
+        start, stop, _ = box.get(axis, slice(None)).indices(size)
+        asked = box.get(axis, slice(None)).stop
+        if stop - start < 1 or (asked is not None and asked > size):
+            raise UsageError(f"sample {axis}={_span(box[axis])}: axis {axis} has {size} voxels. Give start:stop inside it.")
+        slices.append(slice(start, stop))
+    return tuple(slices)
+
+
+def _informative_box(volume: Volume, seed: int) -> Box:
+    """The candidate whose middle has most structure: the spread of voxels averaged over 2×2, where noise counts less."""
+    dimensions = len(volume.grid.spatial)
+    shape = spatial_shape(volume.grid.axes, volume.grid.shape)
+    extent = _extent(shape, math.prod(EXTENT[dimensions]), EXTENT[dimensions])
+    starts = [sorted({min(i * e, n - e) for i in range(-(-n // e))}) for n, e in zip(shape, extent, strict=True)]
+    count = math.prod(len(s) for s in starts)
+    if count == 1:
+        return tuple(slice(0, n) for n in shape)
+    rng = np.random.default_rng(seed)
+    numbers = np.sort(rng.choice(count, size=min(count, CANDIDATES), replace=False)) if count < 2**31 else range(CANDIDATES)
+    corners = [tuple(s[i] for s, i in zip(starts, np.unravel_index(number, [len(s) for s in starts]), strict=True)) for number in numbers]
+    scores = [_structure(volume, corner, extent, PROBE[dimensions]) for corner in corners]
+    best = corners[int(np.argmax(scores))]
+    return tuple(slice(a, a + e) for a, e in zip(best, extent, strict=True))
+
+
+def _structure(volume: Volume, corner: Shape, extent: Shape, probe: Shape) -> float:
+    size = tuple(min(p, e) for p, e in zip(probe, extent, strict=True))
+    first = tuple(a + (e - s) // 2 for a, e, s in zip(corner, extent, size, strict=True))
+    voxels = _read(volume, tuple(slice(a, a + s) for a, s in zip(first, size, strict=True)))
+    _, _, y, x = voxels.shape
+    if min(y, x) < 2 or not np.isfinite(voxels).all():
+        return -1.0
+    means = voxels[..., : y // 2 * 2, : x // 2 * 2].reshape(*voxels.shape[:2], y // 2, 2, x // 2, 2).mean(axis=(3, 5))
+    return float(means.std(axis=(1, 2, 3)).sum())
+
+
+def _extent(shape: Shape, voxels: int, default: Shape) -> Shape:
+    """``default``, and more along the other axes where the volume is thinner than it."""
+    if math.prod(shape) <= voxels:
+        return shape
+    extent = [min(d, n) for d, n in zip(default, shape, strict=True)]
+    for axis in (2, 1, 0):
+        others = math.prod(extent) // extent[axis]
+        extent[axis] = max(extent[axis], min(shape[axis], voxels // others))
+    return tuple(extent)
+
+
+def _read(volume: Volume, box: Box) -> npt.NDArray[np.float32]:
+    """Read (c, z, y, x) of the first time point as float32."""
+    axes = volume.grid.axes
+    place = dict(zip(SPATIAL, box, strict=True))
+    full = tuple(
+        place[axis] if axis in SPATIAL else slice(0, 1 if axis == "t" else n)
+        for axis, n in zip(axes, volume.grid.shape, strict=True)
+    )
+    channels = volume.grid.shape[axes.index("c")] if "c" in axes else 1
+    return volume.read(full).astype(np.float32).reshape(channels, *(s.stop - s.start for s in box))
+
+
+def _text(box: Box) -> str:
+    return "sample " + ",".join(f"{axis}={_span(s)}" for axis, s in zip(SPATIAL, box, strict=True))
+
+
+def _span(window: slice) -> str:
+    return f"{window.start}:{window.stop}"

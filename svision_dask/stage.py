@@ -1,0 +1,94 @@
+"""One ×2 step as a finite operator: network + cubic interpolation, then back projection on the coarse grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from svision_dask.architecture import CUBIC_REACH, StageSpec, stage_reach
+from svision_dask.geometry import Shape
+from svision_dask.network import Network, interleave
+from svision_dask.resample import correction_kernel, degrade, upsample
+
+
+class Stage(nn.Module):
+    """Map standardised coarse voxels (n, 1, z, y, x) to fine ones (n, 1, fz·(z − 2rz), …); r is ``reach``."""
+
+    kernel: torch.Tensor
+
+    def __init__(self, spec: StageSpec, axes: str, *, residual_scale: float = 1.0) -> None:
+        super().__init__()
+        self.spec = spec
+        self.network = Network(spec.layers, axes)
+        self.residual_scale = residual_scale
+        self.reach = stage_reach(spec, axes)
+        kernel = correction_kernel(spec.factor, max(spec.back_projections, 1), spec.kernel_radius)
+        self.register_buffer("kernel", torch.from_numpy(kernel).float()[None, None], persistent=False)
+
+    def forward(self, coarse: torch.Tensor) -> torch.Tensor:
+        """Enhance all but the outermost ``reach`` voxels."""
+        fine = self.predict(coarse)
+        return self.correct(coarse, fine) if self.spec.back_projections else fine
+
+    def predict(self, coarse: torch.Tensor) -> torch.Tensor:
+        """Cubic interpolation plus the network's residual; uses up the network's reach."""
+        scaled = self._per_axis(CUBIC_REACH)
+        margin = tuple(max(r, s) for r, s in zip(self.network.reach, scaled, strict=True))
+        fine = upsample(trim(coarse, _minus(margin, scaled)), self.spec.factor)
+        inner = trim(coarse, _minus(margin, self.network.reach))
+        return fine.add_(self.residual(inner), alpha=self.residual_scale)
+
+    def residual(self, coarse: torch.Tensor) -> torch.Tensor:
+        """The network's output on the fine grid; for an ensemble, the mean over lateral flips and rotations."""
+        if not self.spec.ensemble:
+            return interleave(self.network(coarse), self.spec.factor)
+        total: torch.Tensor | None = None
+        members = list(self._orientations())
+        for flips, swap in members:
+            turned = coarse.flip(flips)
+            turned = turned.transpose(3, 4) if swap else turned
+            member = interleave(self.network(turned), self.spec.factor)
+            member = (member.transpose(3, 4) if swap else member).flip(flips)
+            total = member if total is None else total.add_(member)
+        assert total is not None
+        return total.div_(len(members))
+
+    def correct(self, coarse: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
+        """All back projections at once: ``y₀ + U K (x − D y₀)``; D and U run once, K on the coarse grid.
+
+        Cubic interpolation and reduction commute with flips and rotations, so correcting an ensemble's mean is the
+        same as correcting its members and then averaging.
+        """
+        factor = self.spec.factor
+        cubic, kernel = self._per_axis(CUBIC_REACH), self._per_axis(self.spec.kernel_radius)
+        used = tuple((c - n // f) // 2 for c, n, f in zip(coarse.shape[2:], fine.shape[2:], factor, strict=True))
+        error = trim(coarse, tuple(u + c for u, c in zip(used, cubic, strict=True))) - degrade(fine, factor)
+        if self.spec.kernel_radius:
+            error = F.conv3d(error, self.kernel)
+        lost = tuple(f * (2 * c + k) for f, c, k in zip(factor, cubic, kernel, strict=True))
+        return trim(fine, lost) + upsample(error, factor)
+
+    def _orientations(self) -> Iterator[tuple[list[int], bool]]:
+        """Lateral flips, and with each the exchange of y and x where both are refined alike and both exist."""
+        lateral = [axis for axis in (3, 4) if self.network.reach[axis - 2]]
+        square = len(lateral) == 2 and self.spec.factor[1] == self.spec.factor[2]
+        for flips in ([], *([axis] for axis in lateral), lateral) if len(lateral) == 2 else ([], lateral):
+            for swap in (False, True) if square else (False,):
+                yield flips, swap
+
+    def _per_axis(self, voxels: int) -> Shape:
+        """``voxels`` on the axes that this stage refines."""
+        return tuple(voxels * (f == 2) for f in self.spec.factor)
+
+
+def trim(voxels: torch.Tensor, margin: Shape) -> torch.Tensor:
+    """Take ``margin`` voxels off both ends of z, y and x."""
+    core = tuple(slice(m, n - m) for m, n in zip(margin, voxels.shape[2:], strict=True))
+    return voxels[(..., *core)]
+
+
+def _minus(a: Shape, b: Shape) -> Shape:
+    return tuple(p - q for p, q in zip(a, b, strict=True))

@@ -1,0 +1,96 @@
+"""``Volume``: lazy voxels and where they sit in the world."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+
+from svision_dask.geometry import Grid
+
+Box = tuple[slice, ...]
+"""One slice with start and stop per axis."""
+
+
+class Source(Protocol):
+    """What voxels are read from: a Zarr array, a TIFF series, a simulation. Must pickle to a few kilobytes."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __getitem__(self, box: Any, /) -> Any: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Volume:
+    """A lazy volume: nothing is read until it is asked for."""
+
+    voxels: da.Array
+    """One dask axis per axis of ``grid``."""
+    grid: Grid
+    channels: tuple[str, ...] = ()
+    """Channel names, one per channel, or none when the volume has no channel axis."""
+    name: str = ""
+    source: Source | None = field(default=None, repr=False)
+    """What ``voxels`` was made from; workers read boxes from it without a graph."""
+
+    @classmethod
+    def from_source(
+        cls, source: Source, grid: Grid, *, chunks: tuple[int, ...], channels: tuple[str, ...] = (), name: str = ""
+    ) -> Volume:
+        """Wrap ``source`` (shape as in ``grid``) in a dask array of ``chunks`` voxels, without reading."""
+        meta = np.empty((0,) * len(chunks), dtype=native(source.dtype))
+        voxels = da.from_array(source, chunks=chunks, asarray=True, meta=meta, name=False)
+        voxels = voxels.astype(meta.dtype)  # dask goes by the dtype of the source, whatever meta says
+        return cls(voxels=voxels, grid=grid, channels=channels, name=name, source=source)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Voxel type, in the machine's byte order."""
+        return native(self.voxels.dtype)
+
+    def read(self, box: Box) -> npt.NDArray[Any]:
+        """Read the voxels of ``box`` in one request, in the machine's byte order."""
+        if self.source is not None:
+            block = np.asarray(self.source[box])
+        else:
+            # Inside a worker, plain compute() would submit to the whole cluster.
+            block = self.voxels[box].compute(scheduler="synchronous")
+        return block.astype(self.dtype, copy=False)
+
+
+def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """``dtype`` in the machine's byte order, which torch requires."""
+    return np.dtype(dtype).newbyteorder("=")
+
+
+def mirror(start: int, stop: int, size: int) -> npt.NDArray[np.intp]:
+    """Indices of the voxels ``start … stop`` of an axis that goes on as its own mirror image beyond its faces.
+
+    The voxel at the face is repeated: numpy calls this ``symmetric``, dask ``reflect``. It is the one way in which
+    svision-dask continues a volume, in training and in use.
+    """
+    position = np.arange(start, stop) % (2 * size)
+    return np.minimum(position, 2 * size - 1 - position)
+
+
+def mirror_pad(voxels: npt.NDArray[Any], margin: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Continue every axis by ``margin`` voxels at both ends; the margin may be longer than the axis."""
+    return np.pad(voxels, [(m, m) for m in margin], mode="symmetric")
+
+
+def read_mirrored(volume: Volume, start: tuple[int, ...], stop: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Read a box that may reach beyond the volume, in one request for what lies inside it."""
+    indices = [mirror(a, b, n) for a, b, n in zip(start, stop, volume.grid.shape, strict=True)]
+    block = volume.read(tuple(slice(int(i.min()), int(i.max()) + 1) for i in indices))
+    for axis, index in enumerate(indices):
+        inside = index - index.min()
+        if not np.array_equal(inside, np.arange(block.shape[axis])):
+            block = np.take(block, inside, axis=axis)
+    return block

@@ -1,0 +1,146 @@
+"""Each library has a home, our imports point downwards, modules stay small. A new module gets a row in the tables."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "svision_dask"
+
+LAYERS = (
+    {"errors", "geometry", "plan"},
+    {"network", "neurites", "noise", "resample", "volume"},
+    {"model", "sample", "pyramid", "simulate", "neurites", "formats"}
+    | {"omezarr", "omezarr_metadata", "omezarr_write", "tiff", "tiff_metadata", "tiff_planes"},
+    {"train", "enhance", "metrics", "selfcheck"},
+    {"regions", "cluster", "demo"},
+    {"cli", "__main__", "__init__"},
+)
+LAYER = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
+
+WITHIN_LAYER = {
+    ("geometry", "errors"),
+    ("plan", "errors"),
+    ("plan", "geometry"),
+    ("omezarr", "omezarr_metadata"),
+    ("omezarr_write", "omezarr_metadata"),
+    ("tiff", "tiff_metadata"),
+    ("tiff", "tiff_planes"),
+    ("tiff_planes", "tiff_metadata"),
+    ("formats", "omezarr"),
+    ("formats", "tiff"),
+    ("simulate", "neurites"),
+    ("selfcheck", "enhance"),
+    ("selfcheck", "metrics"),
+    ("regions", "cluster"),
+    ("demo", "regions"),
+    ("__main__", "cli"),
+}
+"""The only imports between modules of one layer: (importer, imported)."""
+
+LIBRARIES = {
+    "errors": set(),
+    "geometry": set(),
+    "plan": set(),
+    "network": {"torch"},
+    "neurites": {"numpy"},
+    "noise": {"numpy", "scipy"},
+    "resample": {"numpy", "torch"},
+    "volume": {"dask", "numpy"},
+    "model": {"numpy", "safetensors", "torch"},
+    "omezarr": {"numpy", "ome_zarr", "ome_zarr_models", "zarr"},
+    "omezarr_metadata": {"ome_zarr", "ome_zarr_models", "pydantic", "zarr"},
+    "omezarr_write": {"numcodecs", "numpy", "ome_zarr", "ome_zarr_models", "zarr"},
+    "tiff": {"numpy", "tifffile"},
+    "tiff_metadata": {"tifffile"},
+    "tiff_planes": {"numpy", "tifffile"},
+    "formats": set(),
+    "simulate": {"numpy", "scipy"},
+    "neurites": {"numpy"},
+    "sample": {"numpy", "scipy"},
+    "pyramid": {"numpy"},
+    "train": {"numpy", "torch"},
+    "enhance": {"dask", "numpy", "torch"},
+    "metrics": {"numpy", "scipy", "skimage"},
+    "selfcheck": {"numpy"},
+    "regions": {"dask", "distributed", "numpy", "zarr"},
+    "cluster": {"dask", "distributed"},
+    "demo": {"matplotlib", "numpy"},
+    "cli": {"click", "rich"},
+    "__main__": set(),
+    "__init__": set(),
+}
+"""The third-party libraries that each module may import, at its top or inside a function."""
+
+MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py"))
+SLOW_TO_IMPORT = {"distributed", "matplotlib", "ome_zarr", "torch"}
+
+
+def imported_names(module: str) -> set[str]:
+    """Every dotted name that ``module`` imports anywhere in it; ``from a import b`` gives ``a.b``."""
+    names = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            home = ".".join(filter(None, ["svision_dask" if node.level else "", node.module]))
+            names |= {f"{home}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imported_libraries(module: str) -> set[str]:
+    """The third-party libraries that ``module`` imports."""
+    return {name.split(".")[0] for name in imported_names(module)} - sys.stdlib_module_names - {"svision_dask"}
+
+
+def imported_modules(module: str) -> set[str]:
+    """Our own modules that ``module`` imports; a name of the package itself counts as ``__init__``."""
+    names = [name.split(".") for name in imported_names(module) if name.split(".")[0] == "svision_dask"]
+    return {parts[1] if len(parts) > 1 and parts[1] in MODULES else "__init__" for parts in names}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_the_libraries_it_is_the_home_of(module):
+    assert module in LIBRARIES, f"{module}.py has no row in LIBRARIES"
+    assert imported_libraries(module) <= LIBRARIES[module]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_from_lower_layers(module):
+    assert module in LAYER, f"{module}.py has no layer in LAYERS"
+    allowed = {name for name, layer in LAYER.items() if layer < LAYER[module]}
+    allowed |= {imported for importer, imported in WITHIN_LAYER if importer == module}
+    assert imported_modules(module) <= allowed
+
+
+def test_both_tables_have_the_same_modules():
+    assert set(LAYER) == set(LIBRARIES)
+
+
+def test_imports_within_a_layer_are_within_a_layer_and_never_circular():
+    assert all(LAYER[importer] == LAYER[imported] for importer, imported in WITHIN_LAYER)
+    remaining = set(WITHIN_LAYER)
+    while leaves := {edge for edge in remaining if edge[1] not in {importer for importer, _ in remaining}}:
+        remaining -= leaves
+    assert not remaining
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_has_at_most_400_lines(module):
+    assert len((PACKAGE / f"{module}.py").read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_no_module_is_named_after_what_it_is_not_about():
+    assert not {Path(module).name.strip("_") for module in MODULES} & {"utils", "util", "helpers", "common", "misc"}
+
+
+@pytest.mark.parametrize("module", ["svision_dask", "svision_dask.cli"])
+def test_importing_is_quick_because_slow_libraries_wait_until_they_are_used(module):
+    code = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert module in loaded.stdout.split()
+    assert not SLOW_TO_IMPORT & set(loaded.stdout.split())
