@@ -1,1 +1,70 @@
-"""Enhance the resolution of microscope volumes of any size, by self-supervision, from OME-Zarr to OME-Zarr."""
+"""Enhance the resolution of microscope volumes of any size, by self-supervision, from OME-Zarr to OME-Zarr.
+
+>>> import svision_dask as sv
+>>> volume = sv.open_volume("brain.ome.zarr")  # doctest: +SKIP
+>>> model = sv.train(volume, factor={"z": 1, "y": 2, "x": 2})  # doctest: +SKIP
+>>> fine = sv.enhance(volume, model)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from svision_dask.enhance import enhance
+    from svision_dask.enhance_to_zarr import Report, copy_to_zarr, enhance_to_zarr, plan_volume
+    from svision_dask.errors import SvisionError
+    from svision_dask.formats import open_volume, stack_channels
+    from svision_dask.geometry import Grid
+    from svision_dask.model import Model, load_model
+    from svision_dask.plan import Plan
+    from svision_dask.train import train
+    from svision_dask.volume import Volume
+
+_HOMES = {
+    "Grid": "geometry",
+    "Model": "model",
+    "Plan": "plan",
+    "Report": "enhance_to_zarr",
+    "SvisionError": "errors",
+    "Volume": "volume",
+    "copy_to_zarr": "enhance_to_zarr",
+    "enhance": "enhance",
+    "enhance_to_zarr": "enhance_to_zarr",
+    "load_model": "model",
+    "open_volume": "formats",
+    "plan_volume": "enhance_to_zarr",
+    "stack_channels": "formats",
+    "train": "train",
+}
+
+__all__ = [
+    "Grid",
+    "Model",
+    "Plan",
+    "Report",
+    "SvisionError",
+    "Volume",
+    "copy_to_zarr",
+    "enhance",
+    "enhance_to_zarr",
+    "load_model",
+    "open_volume",
+    "plan_volume",
+    "stack_channels",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name where it is first used: torch alone takes seconds."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value  # next time without this detour, and before a submodule of the same name
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

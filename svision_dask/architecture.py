@@ -6,8 +6,9 @@ The halo follows from the operators, so a plan can be made, and refused, before 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from svision_dask.errors import ModelError, UsageError
@@ -22,6 +23,10 @@ KERNEL_STEP = 3
 """Coarse voxels per side by which one more back projection widens the correction kernel: the reach of D·U."""
 TENSOR_LIMIT = 2**31
 """Bytes and elements a tensor must stay below: oneDNN slows down past the one and is wrong past the other."""
+MAX_PARAMETERS = 2**20
+"""Of all stages; a hundred times what the presets have, and still little to build from a file nobody has checked."""
+MAX_BACK_PROJECTIONS = 40
+"""The kernel of so many fits into memory while it is made, whatever the axes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +74,16 @@ class Architecture:
     @property
     def halo(self) -> Shape:
         """Coarse voxels needed beyond a box, per side, for z, y, x, to enhance the box exactly."""
-        halo = (0, 0, 0)
+        halo: Shape = (0, 0, 0)
         for stage in reversed(self.stages):  # a later stage's reach is counted in voxels that are already finer
             reach = stage_reach(stage, self.axes)
             halo = tuple(r + -(-h // f) for r, h, f in zip(reach, halo, stage.factor, strict=True))
         return halo
+
+    @property
+    def parameters(self) -> int:
+        """Trained numbers: weights and biases, and the slopes of the PReLUs."""
+        return sum(_parameters(stage, self.axes) for stage in self.stages)
 
     def tile_bytes(self, tile: Shape) -> int:
         """Memory of one forward pass over ``tile`` coarse voxels (z, y, x) and their halo, in bytes.
@@ -89,7 +99,7 @@ class Architecture:
         peak, size = 0, tuple(t + 2 * h for t, h in zip(tile, self.halo, strict=True))
         for stage in self.stages:
             widths = [1, *(layer.channels for layer in stage.layers)]
-            alive = max(*(a + b for a, b in zip(widths, widths[1:], strict=False)), *(2 * w for w in widths[1:]))
+            alive = max(*(a + b for a, b in pairwise(widths)), *(2 * w for w in widths[1:]))
             phases = math.prod(stage.factor)
             widest = 4 * math.prod(size) * max(*widths, phases)
             if widest >= TENSOR_LIMIT:
@@ -122,23 +132,27 @@ class Architecture:
                         Layer(**{k: _bounded(layer[k], 1, 512) for k in ("kernel", "channels", "groups")})
                         for layer in stage["layers"]
                     ),
-                    back_projections=_bounded(stage["back_projections"], 0, 1000),
-                    kernel_radius=_bounded(stage["kernel_radius"], 0, 100),
-                    ensemble=bool(stage["ensemble"]),
+                    back_projections=_bounded(stage["back_projections"], 0, MAX_BACK_PROJECTIONS),
+                    kernel_radius=_bounded(stage["kernel_radius"], 0, KERNEL_STEP * MAX_BACK_PROJECTIONS),
+                    ensemble=_truth(stage["ensemble"]),
                 )
                 for stage in value["stages"]
             )
             if value["axes"] not in ("zyx", "yx") or not 1 <= len(stages) <= 2:
                 raise ValueError(f"axes {value['axes']!r}, {len(stages)} stages")
+            made = cls(axes=value["axes"], stages=stages)
             for stage in stages:
-                _check_stage(stage)
+                _check_stage(stage, made.axes)
+            if made.parameters > MAX_PARAMETERS:
+                raise ValueError(f"{made.parameters} parameters, at most {MAX_PARAMETERS}")
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"model architecture: {error!r} is not one this version can build.") from error
-        return cls(axes=value["axes"], stages=stages)
+            reason = f"{type(error).__name__} {error}"
+            raise ModelError(f"model architecture: {reason}; this version cannot build it. Train it anew.") from error
+        return made
 
 
 def stage_reach(stage: StageSpec, axes: str) -> Shape:
-    """Coarse voxels per side, for z, y, x, that one stage uses up."""
+    """Count the coarse voxels per side, for z, y, x, that one stage uses up."""
     network = sum(layer.kernel // 2 for layer in stage.layers)
     # y₀ needs the network and U; the residual x − D y₀ needs D; its kernel and U bring it to the fine grid.
     correction = 2 * CUBIC_REACH + stage.kernel_radius if stage.back_projections else 0
@@ -156,7 +170,8 @@ def architecture(preset: Preset, factor: Sequence[int], axes: str, *, kernel_rad
     preset
         ``"paper"`` is Fig. 9 of Photonics Research 11(1), 2023: 6 636 parameters at factor 2 in 3-D, mean over eight
         lateral flips and rotations, ten back projections of each and ten of the mean. The operators are linear, so
-        these are twenty back projections of the mean. ``"fast"`` is one pass without back projection, which on noisy volumes brings the noise back.
+        these are twenty back projections of the mean. ``"fast"`` is one pass without back projection, which on noisy
+        volumes brings the noise back.
     factor
         1, 2 or 4 for z, y, x.
     axes
@@ -167,17 +182,17 @@ def architecture(preset: Preset, factor: Sequence[int], axes: str, *, kernel_rad
     Raises
     ------
     UsageError
-        If there is no such preset.
+        If there is no such preset, or z is to be refined where there is none.
     """
+    if "z" not in axes and factor[0] != 1:
+        raise UsageError(f"factor {tuple(factor)} for axes {axes}: there is no z to refine; its factor must be 1.")
     if preset not in PRESETS:
         raise UsageError(f"preset {preset!r}: allowed are {', '.join(PRESETS)}.")
     back_projections = 20 if preset == "paper" else 0
     formal = KERNEL_STEP * max(back_projections - 1, 0)
     radius = formal if kernel_radius is None else min(kernel_radius, formal)
     stages = []
-    remaining = tuple(factor)
-    while max(remaining) > 1:
-        step = tuple(min(f, 2) for f in remaining)
+    for step in stage_factors(factor):
         phases = math.prod(step)
         stages.append(
             StageSpec(
@@ -188,25 +203,44 @@ def architecture(preset: Preset, factor: Sequence[int], axes: str, *, kernel_rad
                 ensemble=preset == "paper",
             )
         )
-        remaining = tuple(f // s for f, s in zip(remaining, step, strict=True))
     return Architecture(axes=axes, stages=tuple(stages))
 
 
+def stage_factors(factor: Sequence[int]) -> Iterator[Shape]:
+    """Split ``factor``, of powers of two, into the ×2 steps that make it; an axis that is done keeps its sampling."""
+    remaining = tuple(factor)
+    while max(remaining) > 1:
+        step = tuple(min(f, 2) for f in remaining)
+        yield step
+        remaining = tuple(f // s for f, s in zip(remaining, step, strict=True))
+
+
 def _paper_layers(phases: int) -> tuple[Layer, ...]:
-    """Extraction, shrinking, four grouped middle layers, and subpixel expansion (Fig. 9)."""
+    """Stack extraction, shrinking, four grouped middle layers, and subpixel expansion (Fig. 9)."""
     middle = (Layer(kernel=3, channels=6, groups=6),) * 4
     return (Layer(kernel=5, channels=16), Layer(kernel=3, channels=6), *middle, Layer(kernel=3, channels=phases))
 
 
 def _fast_layers(phases: int) -> tuple[Layer, ...]:
-    """Fewer and wider layers: 16 channels fill a vector register, and a shallow network has a short halo."""
+    """Stack fewer and wider layers: 16 channels fill a vector register, and a shallow network has a short halo."""
     middle = (Layer(kernel=3, channels=16),) * 2
     return (Layer(kernel=5, channels=16), *middle, Layer(kernel=3, channels=phases))
 
 
-def _check_stage(stage: StageSpec) -> None:
+def _parameters(stage: StageSpec, axes: str) -> int:
+    widths = (1, *(layer.channels for layer in stage.layers))
+    slopes = sum(widths[1:-1])
+    return slopes + sum(
+        outputs * (inputs // layer.groups * layer.kernel ** len(axes) + 1)
+        for layer, (inputs, outputs) in zip(stage.layers, pairwise(widths), strict=True)
+    )
+
+
+def _check_stage(stage: StageSpec, axes: str) -> None:
     if len(stage.factor) != len(SPATIAL) or not 1 <= len(stage.layers) <= 64:
         raise ValueError(f"factor {stage.factor}, {len(stage.layers)} layers")
+    if "z" not in axes and stage.factor[0] != 1:
+        raise ValueError(f"factor {stage.factor} for axes {axes}")
     if stage.layers[-1].channels != math.prod(stage.factor) or math.prod(stage.factor) == 1:
         raise ValueError(f"last layer of {stage.layers[-1].channels} channels for factor {stage.factor}")
     inputs = 1
@@ -219,4 +253,10 @@ def _check_stage(stage: StageSpec) -> None:
 def _bounded(value: Any, low: int, high: int) -> int:
     if type(value) is not int or not low <= value <= high:
         raise ValueError(f"{value!r} is not an integer in {low}..{high}")
+    return value
+
+
+def _truth(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError(f"{value!r} is neither true nor false")
     return value

@@ -54,13 +54,13 @@ def open_volume(
     if path.is_dir():
         _refuse(path, "an OME-Zarr, which says this itself", axes=axes, spacing=spacing, unit=unit)
         _refuse(path, "an OME-Zarr, which has no series", series=series or None)
-        return _open_folder(path, level)
+        return replace(_open_folder(path, level), path=str(path))
     if not path.exists():
         raise ImageError(f"{path} does not exist; give {READABLE}.")
     if not is_tiff(path):
         raise ImageError(f"{path} is neither OME-Zarr nor TIFF; give {READABLE}.")
     _refuse(path, "a TIFF, of which only level 0 is read", level=level or None)
-    return open_tiff(path, series=series, axes=axes, spacing=spacing, unit=unit)
+    return replace(open_tiff(path, series=series, axes=axes, spacing=spacing, unit=unit), path=str(path))
 
 
 def _open_folder(path: Path, level: int) -> Volume:

@@ -40,7 +40,9 @@ class Grid:
         check_axes(self.axes)
         lengths = {len(self.shape), len(self.spacing), len(self.origin), len(self.units), len(self.axes)}
         if len(lengths) != 1:
-            raise UsageError(f"grid {self.axes}: shape, spacing, origin and units must have one entry per axis: {self}.")
+            raise UsageError(
+                f"grid {self.axes}: shape, spacing, origin and units must have one entry per axis: {self}."
+            )
 
     @property
     def spatial(self) -> tuple[int, ...]:
@@ -48,7 +50,7 @@ class Grid:
         return tuple(i for i, axis in enumerate(self.axes) if axis in SPATIAL)
 
     def finer(self, factor: Shape) -> Grid:
-        """The grid with ``factor`` times more voxels that covers the same space (area sampling).
+        """Make the grid with ``factor`` times more voxels that covers the same space (area sampling).
 
         Voxel edges stay put, so the first centre moves towards the edge by ``spacing·(f − 1)/(2f)``.
         """
@@ -56,13 +58,11 @@ class Grid:
             self,
             shape=tuple(n * f for n, f in zip(self.shape, factor, strict=True)),
             spacing=tuple(s / f for s, f in zip(self.spacing, factor, strict=True)),
-            origin=tuple(
-                o - s * (f - 1) / (2 * f) for o, s, f in zip(self.origin, self.spacing, factor, strict=True)
-            ),
+            origin=tuple(o - s * (f - 1) / (2 * f) for o, s, f in zip(self.origin, self.spacing, factor, strict=True)),
         )
 
     def coarser(self, factor: Shape) -> Grid:
-        """The grid of block means over ``factor`` voxels; a last, partial block counts as a voxel."""
+        """Make the grid of block means over ``factor`` voxels; a last, partial block counts as a voxel."""
         return replace(
             self,
             shape=tuple(-(-n // f) for n, f in zip(self.shape, factor, strict=True)),
@@ -84,7 +84,9 @@ def check_axes(axes: str) -> str:
         Otherwise.
     """
     if "".join(a for a in AXES if a in axes) != axes or not {"y", "x"} <= set(axes):
-        raise UsageError(f"axes {axes!r}: allowed is a subset of {AXES!r} in that order, with y and x. Use --axes, such as zyx.")
+        raise UsageError(
+            f"axes {axes!r}: allowed is a subset of {AXES!r} in that order, with y and x. Use --axes, such as zyx."
+        )
     return axes
 
 
@@ -101,9 +103,13 @@ def parse_factor(factor: Factor, axes: str) -> Shape:
     named = per_spatial_axis(factor, axes, what="factor", missing=1)
     for axis, f in named.items():
         if f not in FACTORS:
-            raise UsageError(f"factor {axis}={f}: allowed are 1, 2 and 4 per axis. Use --factor 2 or --factor z=1,y=2,x=2.")
+            raise UsageError(
+                f"factor {axis}={f}: allowed are 1, 2 and 4 per axis. Use --factor 2 or --factor z=1,y=2,x=2."
+            )
     if all(f == 1 for f in named.values()):
-        raise UsageError(f"factor {factor}: 1 on every axis leaves nothing to do. Use --factor 2 or --factor z=1,y=2,x=2.")
+        raise UsageError(
+            f"factor {factor}: 1 on every axis leaves nothing to do. Use --factor 2 or --factor z=1,y=2,x=2."
+        )
     return tuple(int(named.get(axis, 1)) for axis in axes)
 
 
@@ -123,9 +129,11 @@ def per_spatial_axis(
         if unknown:
             raise UsageError(f"{what}: no axis {','.join(unknown)}; the volume's spatial axes are {','.join(spatial)}.")
         named = {a: value.get(a, missing) for a in spatial}
-    elif isinstance(value, Sequence) and not isinstance(value, str):
+    elif isinstance(value, Sequence):
         if len(value) != len(spatial):
-            raise UsageError(f"{what} {tuple(value)}: give one number, or {len(spatial)} in the order {','.join(spatial)}.")
+            raise UsageError(
+                f"{what} {tuple(value)}: give one number, or {len(spatial)} in the order {','.join(spatial)}."
+            )
         named = dict(zip(spatial, value, strict=True))
     else:
         named = dict.fromkeys(spatial, value)
@@ -133,3 +141,8 @@ def per_spatial_axis(
     if absent:
         raise UsageError(f"{what}: no value for axis {','.join(absent)}. Name it, such as {absent[0]}=1.")
     return {a: v for a, v in named.items() if v is not None}
+
+
+def spatial_shape(axes: str, shape: Shape) -> Shape:
+    """Pick the entries for z, y, x; a plane is a volume of one slice."""
+    return tuple(shape[axes.index(axis)] if axis in axes else 1 for axis in SPATIAL)

@@ -153,7 +153,9 @@ def load_model_once(path: str, digest: str) -> Model:
     """
     model = load_model(path)
     if model.digest != digest:
-        raise ModelError(f"{path}: the model file has changed since the plan was made. Give every model a name of its own.")
+        raise ModelError(
+            f"{path}: the model file has changed since the plan was made. Give every model a name of its own."
+        )
     return model
 
 

@@ -152,9 +152,7 @@ def _add_noise(coarse: torch.Tensor, scale: Scale, rng: np.random.Generator) -> 
 
 
 def _window(first: Sequence[int], size: Shape, factor: Shape, halo: Shape) -> tuple[slice, ...]:
-    inside = (
-        slice(f * a, f * (a + s) + 2 * h) for a, s, f, h in zip(first, size, factor, halo, strict=True)
-    )
+    inside = (slice(f * a, f * (a + s) + 2 * h) for a, s, f, h in zip(first, size, factor, halo, strict=True))
     return (slice(None), slice(None), *inside)
 
 

@@ -47,6 +47,35 @@ class Region:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Regions:
+    """An array cut into boxes of ``unit`` voxels, the last axis fastest; made one by one, never as a list."""
+
+    shape: Shape
+    unit: Shape
+
+    @property
+    def counts(self) -> Shape:
+        """Regions along each axis."""
+        return tuple(-(-n // u) for n, u in zip(self.shape, self.unit, strict=True))
+
+    def __len__(self) -> int:
+        return math.prod(self.counts)
+
+    def at(self, index: int) -> Region:
+        """The region with number ``index``."""
+        rest, start = index, []
+        for count, length in zip(reversed(self.counts), reversed(self.unit), strict=True):
+            rest, position = divmod(rest, count)
+            start.append(position * length)
+        first = tuple(reversed(start))
+        stop = tuple(min(a + u, n) for a, u, n in zip(first, self.unit, self.shape, strict=True))
+        return Region(index=index, start=first, stop=stop)
+
+    def __iter__(self) -> Iterator[Region]:
+        return (self.at(index) for index in range(len(self)))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """Everything decided before anything runs."""
 
@@ -80,14 +109,9 @@ class Plan:
     disk_free_bytes: int | None = None
 
     @property
-    def counts(self) -> Shape:
-        """Regions along each axis."""
-        return tuple(-(-n // r) for n, r in zip(self.fine.shape, self.region, strict=True))
-
-    @property
-    def regions(self) -> int:
-        """Number of regions."""
-        return math.prod(self.counts)
+    def regions(self) -> Regions:
+        """The regions of the output."""
+        return Regions(shape=self.fine.shape, unit=self.region)
 
     @property
     def redundancy(self) -> float:
@@ -96,20 +120,6 @@ class Plan:
             math.ceil(n / t) * (t + 2 * h) / n for n, t, h in zip(self.coarse.shape, self.tile, self.halo, strict=True)
         ]
         return math.prod(entered)
-
-    def region_at(self, index: int) -> Region:
-        """The region with number ``index``, counted with the last axis fastest."""
-        rest, start = index, []
-        for count, length in zip(reversed(self.counts), reversed(self.region), strict=True):
-            rest, position = divmod(rest, count)
-            start.append(position * length)
-        first = tuple(reversed(start))
-        stop = tuple(min(a + r, n) for a, r, n in zip(first, self.region, self.fine.shape, strict=True))
-        return Region(index=index, start=first, stop=stop)
-
-    def __iter__(self) -> Iterator[Region]:
-        """Generate the regions one by one; a list of them could be larger than memory."""
-        return (self.region_at(index) for index in range(self.regions))
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, for ``svision-dask plan --json``."""
@@ -124,7 +134,7 @@ class Plan:
             **named,
             "shard": None if self.shard is None else _by_axis(self.coarse.axes, self.shard),
             "region": _by_axis(self.coarse.axes, self.region),
-            "regions": self.regions,
+            "regions": len(self.regions),
             "version": self.version,
             "dtype": self.dtype,
             "redundant_compute_percent": round(100 * (self.redundancy - 1), 1),
@@ -207,14 +217,19 @@ def plan_enhancement(
     count = math.prod(-(-n // r) for n, r in zip(fine.shape, region, strict=True))
     processes = min(wishes.workers or machine.cores, count)
     memory = wishes.worker_memory_bytes or machine.memory_bytes // processes
-    tile = _tile(coarse, region, factor, full_halo, wishes, lambda t: tile_bytes(_zyx(coarse.axes, t)), memory - region_bytes)
+    tile = _tile(
+        coarse, region, factor, full_halo, wishes, lambda t: tile_bytes(_zyx(coarse.axes, t)), memory - region_bytes
+    )
     worker_bytes = region_bytes + tile_bytes(_zyx(coarse.axes, tile))
     if worker_bytes > memory:
         raise PlanError(
             f"one worker needs {worker_bytes / 2**20:.0f} MiB for a region of {region} and a tile of {tile} with halo "
             f"{full_halo}; it may use {memory / 2**20:.0f} MiB. Use smaller --shards or --tile, fewer --workers, or more --memory."
         )
-    if machine.disk_free_bytes is not None and math.prod(fine.shape) * dtype_itemsize > COMPRESSION * machine.disk_free_bytes:
+    if (
+        machine.disk_free_bytes is not None
+        and math.prod(fine.shape) * dtype_itemsize > COMPRESSION * machine.disk_free_bytes
+    ):
         raise PlanError(
             f"the output has {math.prod(fine.shape) * dtype_itemsize / 2**30:.1f} GiB before compression; the disk has "
             f"{machine.disk_free_bytes / 2**30:.1f} GiB free. Choose another disk or a smaller --factor."
@@ -284,9 +299,7 @@ def _region(fine: Grid, factor: Shape, chunk: Shape, wishes: Wishes) -> Shape:
     """Whole chunks, and whole coarse voxels, per region."""
     default = SHARD[len(fine.spatial)]
     if wishes.shard is not None:
-        region = tuple(
-            int(wishes.shard.get(axis, default)) if axis in SPATIAL else 1 for axis in fine.axes
-        )
+        region = tuple(int(wishes.shard.get(axis, default)) if axis in SPATIAL else 1 for axis in fine.axes)
     else:
         region = tuple(c * min(-(-n // c), max(1, default // c)) for n, c in zip(fine.shape, chunk, strict=True))
         region = tuple(r if axis in SPATIAL else 1 for r, axis in zip(region, fine.axes, strict=True))
@@ -319,10 +332,14 @@ def _tile(
         for axis, r, f, n in zip(coarse.axes, region, factor, coarse.shape, strict=True)
     )
     if wishes.tile is not None:
-        tile = tuple(min(int(wishes.tile.get(a, n)), n) if a in SPATIAL else 1 for a, n in zip(coarse.axes, limit, strict=True))
+        tile = tuple(
+            min(int(wishes.tile.get(a, n)), n) if a in SPATIAL else 1 for a, n in zip(coarse.axes, limit, strict=True)
+        )
         for axis, t, h, n in zip(coarse.axes, tile, halo, limit, strict=True):
             if t < 1 or (t < h and -(-n // t) > 2):
-                raise PlanError(f"axis {axis}: a tile of {t} voxels is shorter than its halo of {h}. Use --tile {axis}={h} or more.")
+                raise PlanError(
+                    f"axis {axis}: a tile of {t} voxels is shorter than its halo of {h}. Use --tile {axis}={h} or more."
+                )
         return tile
     tile_that_fits = largest_tile(limit, halo, lambda t: _fits(cost, t, budget))
     if tile_that_fits is None:

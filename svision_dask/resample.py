@@ -39,7 +39,9 @@ def upsample_taps() -> npt.NDArray[np.float64]:
     return cubic_kernel(np.arange(-2, 2) + 0.25)
 
 
-def correlate(voxels: torch.Tensor, taps: Sequence[float], *, axis: int, start: int, count: int, step: int = 1) -> torch.Tensor:
+def correlate(
+    voxels: torch.Tensor, taps: Sequence[float], *, axis: int, start: int, count: int, step: int = 1
+) -> torch.Tensor:
     """``out[i] = Σ taps[k] · voxels[start + k + step·i]`` along one axis, for i below ``count``; nothing is padded."""
     total: torch.Tensor | None = None
     for k, tap in enumerate(taps):
@@ -89,7 +91,9 @@ def correction_kernel(factor: Shape, back_projections: int, radius: int) -> npt.
     for _ in range(back_projections):
         total = 1 + (1 - spectrum) * total
     kernel = np.fft.fftshift(np.real(np.fft.ifftn(total)))
-    keep = tuple(slice(formal - min(radius, formal), formal + min(radius, formal) + 1) if f == 2 else slice(0, 1) for f in factor)
+    keep = tuple(
+        slice(formal - min(radius, formal), formal + min(radius, formal) + 1) if f == 2 else slice(0, 1) for f in factor
+    )
     return np.ascontiguousarray(kernel[keep])
 
 

@@ -64,7 +64,9 @@ def read_sample(volume: Volume, *, box: Mapping[str, slice] | None = None, seed:
     return Sample(
         voxels=voxels,
         box=chosen,
-        normalisation=tuple(_constants(voxels[c], f"channel {c} in {_text(chosen)} of {volume.name}") for c in range(len(voxels))),
+        normalisation=tuple(
+            _constants(voxels[c], f"channel {c} in {_text(chosen)} of {volume.name}") for c in range(len(voxels))
+        ),
     )
 
 
@@ -90,7 +92,9 @@ def _given_box(volume: Volume, box: Mapping[str, slice]) -> Box:
         start, stop, _ = box.get(axis, slice(None)).indices(size)
         asked = box.get(axis, slice(None)).stop
         if stop - start < 1 or (asked is not None and asked > size):
-            raise UsageError(f"sample {axis}={_span(box[axis])}: axis {axis} has {size} voxels. Give start:stop inside it.")
+            raise UsageError(
+                f"sample {axis}={_span(box[axis])}: axis {axis} has {size} voxels. Give start:stop inside it."
+            )
         slices.append(slice(start, stop))
     return tuple(slices)
 
@@ -105,8 +109,13 @@ def _informative_box(volume: Volume, seed: int) -> Box:
     if count == 1:
         return tuple(slice(0, n) for n in shape)
     rng = np.random.default_rng(seed)
-    numbers = np.sort(rng.choice(count, size=min(count, CANDIDATES), replace=False)) if count < 2**31 else range(CANDIDATES)
-    corners = [tuple(s[i] for s, i in zip(starts, np.unravel_index(number, [len(s) for s in starts]), strict=True)) for number in numbers]
+    numbers = (
+        np.sort(rng.choice(count, size=min(count, CANDIDATES), replace=False)) if count < 2**31 else range(CANDIDATES)
+    )
+    corners = [
+        tuple(s[i] for s, i in zip(starts, np.unravel_index(number, [len(s) for s in starts]), strict=True))
+        for number in numbers
+    ]
     scores = [_structure(volume, corner, extent, PROBE[dimensions]) for corner in corners]
     best = corners[int(np.argmax(scores))]
     return tuple(slice(a, a + e) for a, e in zip(best, extent, strict=True))

@@ -66,7 +66,13 @@ SETTINGS: Mapping[str, TrainSettings] = {
     ),
     # Smaller patches see more places per second; a robust loss keeps the brightest voxels from ruling.
     "fast": TrainSettings(
-        steps=600, batch=8, patch=(12, 12, 12), learning_rate=3e-3, zooms=(1.0, 1.5), loss=F.smooth_l1_loss, match_noise=True
+        steps=600,
+        batch=8,
+        patch=(12, 12, 12),
+        learning_rate=3e-3,
+        zooms=(1.0, 1.5),
+        loss=F.smooth_l1_loss,
+        match_noise=True,
     ),
 }
 PLANE_PATCH = {"paper": (1, 32, 32), "fast": (1, 48, 48)}
@@ -116,7 +122,9 @@ def train(
     design = design_for(volume.grid.axes, per_axis, preset=preset, tolerance=tolerance)
     chosen = read_sample(volume, box=sample, seed=seed)
     settings = _settings(preset, design, steps)
-    return train_on_sample(chosen, design, settings, seed=seed, on_step=on_step, about={"preset": preset, "input": volume.name})
+    return train_on_sample(
+        chosen, design, settings, seed=seed, on_step=on_step, about={"preset": preset, "input": volume.name}
+    )
 
 
 def design_for(axes: str, factor: Shape, *, preset: Preset, tolerance: float = TOLERANCE) -> Architecture:
@@ -127,7 +135,9 @@ def design_for(axes: str, factor: Shape, *, preset: Preset, tolerance: float = T
     spatial = spatial_shape(axes, factor)
     first = tuple(min(f, 2) for f in spatial)
     uncut = architecture(preset, spatial, "".join(a for a in axes if a in SPATIAL))
-    radius = kernel_radius(first, uncut.stages[0].back_projections, tolerance) if uncut.stages[0].back_projections else 0
+    radius = (
+        kernel_radius(first, uncut.stages[0].back_projections, tolerance) if uncut.stages[0].back_projections else 0
+    )
     return architecture(preset, spatial, uncut.axes, kernel_radius=radius)
 
 
@@ -175,9 +185,7 @@ def train_on_sample(
         "noise": [[[n.floor, n.gain] for n in per_channel] for per_channel in noises],
         "loss": curves,
     }
-    return Model(
-        architecture=design, stages=tuple(stages), normalisation=sample.normalisation, provenance=provenance
-    )
+    return Model(architecture=design, stages=tuple(stages), normalisation=sample.normalisation, provenance=provenance)
 
 
 def train_stage(

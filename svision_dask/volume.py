@@ -19,10 +19,12 @@ class Source(Protocol):
     """What voxels are read from: a Zarr array, a TIFF series, a simulation. Must pickle to a few kilobytes."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Voxels along each axis."""
 
     @property
-    def dtype(self) -> np.dtype[Any]: ...
+    def dtype(self) -> np.dtype[Any]:
+        """Voxel type, in any byte order."""
 
     def __getitem__(self, box: Any, /) -> Any: ...
 
@@ -37,6 +39,8 @@ class Volume:
     channels: tuple[str, ...] = ()
     """Channel names, one per channel, or none when the volume has no channel axis."""
     name: str = ""
+    path: str | None = None
+    """Where it was opened from; an output must not be there."""
     source: Source | None = field(default=None, repr=False)
     """What ``voxels`` was made from; workers read boxes from it without a graph."""
 
@@ -46,7 +50,9 @@ class Volume:
     ) -> Volume:
         """Wrap ``source`` (shape as in ``grid``) in a dask array of ``chunks`` voxels, without reading."""
         meta = np.empty((0,) * len(chunks), dtype=native(source.dtype))
-        voxels = da.from_array(source, chunks=chunks, asarray=True, meta=meta, name=False)
+        voxels = da.from_array(  # type: ignore[no-untyped-call]  # dask leaves it unannotated
+            source, chunks=chunks, asarray=True, meta=meta, name=False
+        )
         voxels = voxels.astype(meta.dtype)  # dask goes by the dtype of the source, whatever meta says
         return cls(voxels=voxels, grid=grid, channels=channels, name=name, source=source)
 
@@ -71,7 +77,7 @@ def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def mirror(start: int, stop: int, size: int) -> npt.NDArray[np.intp]:
-    """Indices of the voxels ``start … stop`` of an axis that goes on as its own mirror image beyond its faces.
+    """List the voxels ``start … stop`` of an axis that goes on as its own mirror image beyond its faces.
 
     The voxel at the face is repeated: numpy calls this ``symmetric``, dask ``reflect``. It is the one way in which
     svision-dask continues a volume, in training and in use.

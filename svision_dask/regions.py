@@ -1,0 +1,195 @@
+"""Make regions of the output on a cluster: a bounded window of tasks, each of which writes whole shards and reads back."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+
+from svision_dask.enhance import enhance_haloed
+from svision_dask.errors import RegionError, SvisionError
+from svision_dask.geometry import Shape
+from svision_dask.model import load_model_once
+from svision_dask.omezarr_write import open_level
+from svision_dask.plan import Plan, Region
+from svision_dask.pyramid import block_mean
+from svision_dask.volume import Volume, read_mirrored
+
+if TYPE_CHECKING:
+    import zarr
+    from distributed import Client
+
+TASKS_PER_WORKER = 3
+"""Tasks known to the cluster per worker: one that runs and two that wait, so that none idles for the client."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What is left of a region once it is written: a few numbers."""
+
+    index: int
+    start: Shape
+    crc32: int
+    """Of the voxels read back, in C order."""
+    low: float
+    high: float
+    voxels: int
+
+
+class RegionTask(Protocol):
+    """Makes one region; pickles to a few kilobytes."""
+
+    def __call__(self, region: Region, /) -> Receipt: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnhanceTask:
+    """Read a region and its halo once, enhance it, write it."""
+
+    volume: Volume
+    model_path: str
+    model_digest: str
+    output: str
+    plan: Plan
+
+    def __call__(self, region: Region) -> Receipt:
+        """Make one region of level 0."""
+        import torch
+
+        torch.set_num_threads(self.plan.threads)  # dask's nanny starts workers with one
+        plan, model = self.plan, load_model_once(self.model_path, self.model_digest)
+        axes = plan.coarse.axes
+        start = tuple(a // f for a, f in zip(region.start, plan.factor, strict=True))
+        tiles = tuple(
+            -(-(b - a) // (f * t)) for a, b, f, t in zip(region.start, region.stop, plan.factor, plan.tile, strict=True)
+        )
+        haloed = read_mirrored(
+            self.volume,
+            tuple(a - h for a, h in zip(start, plan.halo, strict=True)),
+            tuple(a + k * t + h for a, k, t, h in zip(start, tiles, plan.tile, plan.halo, strict=True)),
+        )
+        channel = start[axes.index("c")] if "c" in axes else 0
+        fine = enhance_haloed(
+            da.from_array(haloed, chunks=-1, name=False),
+            model,
+            axes=axes,
+            tile=plan.tile,
+            dtype=np.dtype(plan.dtype),
+            channel=channel,
+        )
+        wanted = tuple(slice(0, b - a) for a, b in zip(region.start, region.stop, strict=True))
+        # Inside a worker, plain compute() would submit to the whole cluster.
+        return write_checked(open_level(self.output, 0, "r+"), region, fine[wanted].compute(scheduler="synchronous"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyTask:
+    """Read a region and write it as it is."""
+
+    volume: Volume
+    output: str
+
+    def __call__(self, region: Region) -> Receipt:
+        """Make one region of level 0."""
+        return write_checked(open_level(self.output, 0, "r+"), region, self.volume.read(region.box))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoarsenTask:
+    """Make a region of one pyramid level from the level before it."""
+
+    output: str
+    level: int
+    factor: Shape
+
+    def __call__(self, region: Region) -> Receipt:
+        """Make one region of ``level``."""
+        finer = open_level(self.output, self.level - 1)
+        source = tuple(
+            slice(a * f, min(b * f, n)) for a, b, f, n in zip(region.start, region.stop, self.factor, finer.shape, strict=True)
+        )
+        block = block_mean(np.asarray(finer[source]), self.factor)
+        return write_checked(open_level(self.output, self.level, "r+"), region, block)
+
+
+def write_checked(array: zarr.Array[Any], region: Region, block: npt.NDArray[Any]) -> Receipt:
+    """Write whole shards in one assignment, read them back, and compare.
+
+    Raises
+    ------
+    RegionError
+        If what was read back is not what was written.
+    """
+    unit = array.shards or array.chunks
+    aligned = all(a % u == 0 and (b % u == 0 or b == n) for a, b, u, n in zip(region.start, region.stop, unit, array.shape, strict=True))
+    # Two tasks that write into one shard lose each other's voxels, in silence.
+    assert aligned, (region, unit)
+    assert block.shape == tuple(b - a for a, b in zip(region.start, region.stop, strict=True)), (block.shape, region)
+    assert block.dtype == array.dtype, (block.dtype, array.dtype)
+    array[region.box] = block
+    back = np.ascontiguousarray(array[region.box])
+    if back.tobytes() != np.ascontiguousarray(block).tobytes():
+        raise RegionError(f"{array.store_path} {region.box}: read back other voxels than were written. Check the disk.")
+    return Receipt(
+        index=region.index,
+        start=region.start,
+        crc32=zlib.crc32(back),
+        low=float(back.min()),
+        high=float(back.max()),
+        voxels=back.size,
+    )
+
+
+def run_regions(
+    client: Client,
+    task: RegionTask,
+    regions: Iterable[Region],
+    *,
+    on_receipt: Callable[[Receipt], None],
+) -> None:
+    """Run ``task`` on every region, with a bounded number of tasks known to the cluster at any time.
+
+    Raises
+    ------
+    RegionError
+        At the first region that fails: no more are started, those that run are abandoned.
+    """
+    from distributed import as_completed
+
+    waiting = iter(regions)
+    workers = max(1, len(client.scheduler_info()["workers"]))
+    submit = partial(client.submit, _run_one, task, pure=False)
+    running = as_completed([submit(region) for region in islice(waiting, TASKS_PER_WORKER * workers)])
+    for future in running:
+        try:
+            outcome = future.result()
+        except Exception as error:  # whatever happened, it happened to a region
+            client.cancel(list(running.futures))
+            raise RegionError(f"a worker failed: {one_line(error)}. What is written stays; nothing was published.") from error
+        if isinstance(outcome, str):
+            client.cancel(list(running.futures))
+            raise RegionError(outcome)
+        future.release()
+        on_receipt(outcome)
+        for region in islice(waiting, 1):
+            running.add(submit(region))
+
+
+def _run_one(task: RegionTask, region: Region) -> Receipt | str:
+    """Errors raised on purpose come back as text: an exception with a remote traceback is for the unexpected."""
+    try:
+        return task(region)
+    except (SvisionError, OSError, MemoryError, RuntimeError) as error:
+        return f"region {region.index} at {region.start}: {type(error).__name__}: {one_line(error)}"
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without line breaks, or its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
