@@ -12,31 +12,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from svision_dask.enhance import enhance
-    from svision_dask.enhance_to_zarr import Report, copy_to_zarr, enhance_to_zarr, plan_volume
+    from svision_dask.enhancement import enhance
+    from svision_dask.pipeline import Report, copy_to_zarr, enhance_to_zarr, plan_volume
     from svision_dask.errors import SvisionError
     from svision_dask.formats import open_volume, stack_channels
     from svision_dask.geometry import Grid
     from svision_dask.model import Model, load_model
     from svision_dask.plan import Plan
-    from svision_dask.train import train
+    from svision_dask.training import train
     from svision_dask.volume import Volume
 
 _HOMES = {
     "Grid": "geometry",
     "Model": "model",
     "Plan": "plan",
-    "Report": "enhance_to_zarr",
+    "Report": "pipeline",
     "SvisionError": "errors",
     "Volume": "volume",
-    "copy_to_zarr": "enhance_to_zarr",
-    "enhance": "enhance",
-    "enhance_to_zarr": "enhance_to_zarr",
+    "copy_to_zarr": "pipeline",
+    "enhance": "enhancement",
+    "enhance_to_zarr": "pipeline",
     "load_model": "model",
     "open_volume": "formats",
-    "plan_volume": "enhance_to_zarr",
+    "plan_volume": "pipeline",
     "stack_channels": "formats",
-    "train": "train",
+    "train": "training",
 }
 
 __all__ = [

@@ -88,8 +88,8 @@ class Architecture:
     def tile_bytes(self, tile: Shape) -> int:
         """Memory of one forward pass over ``tile`` coarse voxels (z, y, x) and their halo, in bytes.
 
-        Counted per stage as what is alive at once: the features before and after the widest layer, or the fine voxels
-        while they are put in place and corrected.
+        Counted per stage as what is alive at once: the features before and after a layer, or the fine voxels while they
+        are put in place and corrected.
 
         Raises
         ------
@@ -98,15 +98,14 @@ class Architecture:
         """
         peak, size = 0, tuple(t + 2 * h for t, h in zip(tile, self.halo, strict=True))
         for stage in self.stages:
-            widths = [1, *(layer.channels for layer in stage.layers)]
-            alive = max(*(a + b for a, b in pairwise(widths)), *(2 * w for w in widths[1:]))
             phases = math.prod(stage.factor)
-            widest = 4 * math.prod(size) * max(*widths, phases)
+            widest = 4 * math.prod(size) * max(phases, *(layer.channels for layer in stage.layers))
             if widest >= TENSOR_LIMIT:
                 raise ValueError(f"a tensor of {widest} bytes reaches the limit of {TENSOR_LIMIT}")
-            # The coarse input, the ensemble's running mean, and the fine voxels: stacked, interleaved and corrected.
-            kept = 1 + phases * stage.ensemble
-            peak = max(peak, 4 * math.prod(size) * (kept + max(alive, 4 * phases)))
+            # The coarse voxels; of an ensemble also their turned copy, and the running mean.
+            kept = 1 + (1 + phases) * stage.ensemble
+            # The fine voxels are stacked, interleaved and corrected: up to three and a half of them at once.
+            peak = max(peak, 4 * math.prod(size) * (kept + max(_features(stage.layers), 4 * phases)))
             reach = stage_reach(stage, self.axes)
             size = tuple(f * (n - 2 * r) for n, r, f in zip(size, reach, stage.factor, strict=True))
         return peak
@@ -189,7 +188,7 @@ def architecture(preset: Preset, factor: Sequence[int], axes: str, *, kernel_rad
     if preset not in PRESETS:
         raise UsageError(f"preset {preset!r}: allowed are {', '.join(PRESETS)}.")
     back_projections = 20 if preset == "paper" else 0
-    formal = KERNEL_STEP * max(back_projections - 1, 0)
+    formal = _formal_radius(back_projections)
     radius = formal if kernel_radius is None else min(kernel_radius, formal)
     stages = []
     for step in stage_factors(factor):
@@ -215,6 +214,10 @@ def stage_factors(factor: Sequence[int]) -> Iterator[Shape]:
         remaining = tuple(f // s for f, s in zip(remaining, step, strict=True))
 
 
+def _formal_radius(back_projections: int) -> int:
+    return KERNEL_STEP * max(back_projections - 1, 0)
+
+
 def _paper_layers(phases: int) -> tuple[Layer, ...]:
     """Stack extraction, shrinking, four grouped middle layers, and subpixel expansion (Fig. 9)."""
     middle = (Layer(kernel=3, channels=6, groups=6),) * 4
@@ -225,6 +228,17 @@ def _fast_layers(phases: int) -> tuple[Layer, ...]:
     """Stack fewer and wider layers: 16 channels fill a vector register, and a shallow network has a short halo."""
     middle = (Layer(kernel=3, channels=16),) * 2
     return (Layer(kernel=5, channels=16), *middle, Layer(kernel=3, channels=phases))
+
+
+def _features(layers: Sequence[Layer]) -> int:
+    """Count the channels alive at once: in and out of a convolution, or of the PReLU after it."""
+    widths = (1, *(layer.channels for layer in layers))
+    alive = 0
+    for layer, (inputs, outputs) in zip(layers, pairwise(widths), strict=True):
+        # oneDNN copies what a grouped convolution reads and writes into blocks of 16 channels.
+        blocks = 2 * 16 * -(-max(inputs, outputs) // 16) if layer.groups > 1 else 0
+        alive = max(alive, inputs + outputs + blocks, 2 * outputs)
+    return alive
 
 
 def _parameters(stage: StageSpec, axes: str) -> int:
@@ -241,6 +255,8 @@ def _check_stage(stage: StageSpec, axes: str) -> None:
         raise ValueError(f"factor {stage.factor}, {len(stage.layers)} layers")
     if "z" not in axes and stage.factor[0] != 1:
         raise ValueError(f"factor {stage.factor} for axes {axes}")
+    if stage.kernel_radius > _formal_radius(stage.back_projections):
+        raise ValueError(f"kernel radius {stage.kernel_radius} for {stage.back_projections} back projections")
     if stage.layers[-1].channels != math.prod(stage.factor) or math.prod(stage.factor) == 1:
         raise ValueError(f"last layer of {stage.layers[-1].channels} channels for factor {stage.factor}")
     inputs = 1
@@ -253,10 +269,10 @@ def _check_stage(stage: StageSpec, axes: str) -> None:
 def _bounded(value: Any, low: int, high: int) -> int:
     if type(value) is not int or not low <= value <= high:
         raise ValueError(f"{value!r} is not an integer in {low}..{high}")
-    return value
+    return int(value)
 
 
 def _truth(value: Any) -> bool:
     if type(value) is not bool:
         raise ValueError(f"{value!r} is neither true nor false")
-    return value
+    return bool(value)

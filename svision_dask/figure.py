@@ -135,9 +135,9 @@ class _View:
 def _views(panel: Panel, place: Box) -> tuple[_View, ...]:
     whole = tuple(slice(0, n * f) for n, f in zip(panel.voxels.shape, panel.factor, strict=True))
     return (
-        _View(label="all of it, along z", box=whole, along=0),
-        _View(label="framed place, along z", box=place, along=0),
-        _View(label="framed place, along y (z down)", box=place, along=1),
+        _View(label="whole volume, maximum along z", box=whole, along=0),
+        _View(label="framed place, maximum along z", box=place, along=0),
+        _View(label="framed place, maximum along y", box=place, along=1),
     )
 
 
@@ -184,12 +184,24 @@ def _draw_frame(cell: Axes, place: Box, spacing: Vector) -> None:
 
 
 def _draw_scale_bar(cell: Axes, view: _View, spacing: Vector) -> None:
-    """A white bar of a round length, about a quarter of the width."""
+    """A white bar of a round length, about a quarter of the width, with a dark edge that shows on bright ground."""
+    from matplotlib.patheffects import withStroke
+
     (top, bottom), (left, right) = (_extent(view, axis, spacing) for axis in view.drawn)
     length = _round_length((right - left) / 4)
     x, y = left + 0.05 * (right - left), bottom - 0.06 * (bottom - top)
-    cell.plot([x, x + length], [y, y], color="white", linewidth=3, solid_capstyle="butt")
-    cell.text(x + length / 2, y - 0.02 * (bottom - top), f"{length:g} µm", color="white", ha="center", va="bottom", fontsize=8)
+    ends = ([x, x + length], [y, y])
+    cell.plot(*ends, color="white", linewidth=3, solid_capstyle="butt", path_effects=[withStroke(linewidth=5, foreground="black")])
+    cell.text(
+        x + length / 2,
+        y - 0.02 * (bottom - top),
+        f"{length:g} µm",
+        color="white",
+        ha="center",
+        va="bottom",
+        fontsize=8,
+        path_effects=[withStroke(linewidth=2, foreground="black")],
+    )
 
 
 def _round_length(longest: float) -> float:

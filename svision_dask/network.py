@@ -16,29 +16,33 @@ from svision_dask.geometry import SPATIAL, Shape
 class Network(nn.Module):
     """Map (n, 1, z, y, x) to the residual (n, p, z − 2r, y − 2r, x − 2r), with p fine voxels per coarse voxel.
 
-    r is the number of voxels the kernels reach; on an axis that is not in ``axes`` the kernels have one voxel and r
-    is 0. Features are computed on the coarse grid only (Fig. 9 of Photonics Research 11(1), 2023).
+    r is the number of voxels the kernels reach. Without z in ``axes``, z must be 1 and stays 1. Features are computed
+    on the coarse grid only (Fig. 9 of Photonics Research 11(1), 2023).
     """
 
     def __init__(self, layers: Sequence[Layer], axes: str) -> None:
         super().__init__()
+        self.planar = "z" not in axes
+        # A plane as a volume of one slice would leave torch's fast path: ten times slower, five times the memory.
+        convolution: type[nn.Conv2d] | type[nn.Conv3d] = nn.Conv2d if self.planar else nn.Conv3d
         widths = (1, *(layer.channels for layer in layers))
         steps: list[nn.Module] = []
         for layer, (inputs, outputs) in zip(layers, pairwise(widths), strict=True):
-            extent = tuple(layer.kernel if axis in axes else 1 for axis in SPATIAL)
-            steps += [nn.Conv3d(inputs, outputs, extent, groups=layer.groups), nn.PReLU(outputs)]
+            steps += [convolution(inputs, outputs, layer.kernel, groups=layer.groups), nn.PReLU(outputs)]
         self.steps = nn.Sequential(*steps[:-1])  # the residual has both signs
         self.reach = tuple(sum(layer.kernel // 2 for layer in layers) * (axis in axes) for axis in SPATIAL)
-        self.to(memory_format=torch.channels_last_3d)
+        self._memory_format = torch.channels_last if self.planar else torch.channels_last_3d
+        self.to(memory_format=self._memory_format)  # type: ignore[call-overload]  # torch's annotations lack it
 
     def forward(self, coarse: torch.Tensor) -> torch.Tensor:
         """Apply all layers."""
-        residual: torch.Tensor = self.steps(coarse.contiguous(memory_format=torch.channels_last_3d))
-        return residual
+        voxels = coarse.squeeze(2) if self.planar else coarse
+        residual: torch.Tensor = self.steps(voxels.contiguous(memory_format=self._memory_format))
+        return residual.unsqueeze(2) if self.planar else residual
 
     def start(self, generator: torch.Generator) -> None:
         """Draw weights such that a standardised input keeps its variance, and the first residual is nearly zero."""
-        convolutions = [step for step in self.steps if isinstance(step, nn.Conv3d)]
+        convolutions = [step for step in self.steps if isinstance(step, (nn.Conv2d, nn.Conv3d))]
         with torch.no_grad():
             for convolution in convolutions:
                 inputs = math.prod(convolution.weight.shape[1:])
@@ -56,13 +60,3 @@ def interleave(phases: torch.Tensor, factor: Shape) -> torch.Tensor:
     fine = phases.reshape(n, fz, fy, fx, z, y, x)
     fine = fine.permute(0, 4, 1, 5, 2, 6, 3)  # (n, z, fz, y, fy, x, fx)
     return fine.reshape(n, 1, z * fz, y * fy, x * fx)
-
-
-def separate(fine: torch.Tensor, factor: Shape) -> torch.Tensor:
-    """Undo ``interleave``: the fine voxels of each coarse voxel become its channels."""
-    n = fine.shape[0]
-    fz, fy, fx = factor
-    z, y, x = (size // f for size, f in zip(fine.shape[2:], factor, strict=True))
-    phases = fine.reshape(n, z, fz, y, fy, x, fx)
-    phases = phases.permute(0, 2, 4, 6, 1, 3, 5)  # (n, fz, fy, fx, z, y, x)
-    return phases.reshape(n, fz * fy * fx, z, y, x)

@@ -13,7 +13,7 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
-from svision_dask.enhance import enhance_haloed
+from svision_dask.enhancement import enhance_haloed
 from svision_dask.errors import RegionError, SvisionError
 from svision_dask.geometry import Shape
 from svision_dask.model import load_model_once

@@ -37,9 +37,10 @@ class Stage(nn.Module):
         """Cubic interpolation plus the network's residual; uses up the network's reach."""
         scaled = self._per_axis(CUBIC_REACH)
         margin = tuple(max(r, s) for r, s in zip(self.network.reach, scaled, strict=True))
+        # The residual first: at its widest the network needs more memory than the interpolation.
+        residual = self.residual(trim(coarse, _minus(margin, self.network.reach)))
         fine = upsample(trim(coarse, _minus(margin, scaled)), self.spec.factor)
-        inner = trim(coarse, _minus(margin, self.network.reach))
-        return fine.add_(self.residual(inner), alpha=self.residual_scale)
+        return fine.add_(residual, alpha=self.residual_scale)
 
     def residual(self, coarse: torch.Tensor) -> torch.Tensor:
         """The network's output on the fine grid; for an ensemble, the mean over lateral flips and rotations."""
@@ -86,8 +87,8 @@ class Stage(nn.Module):
 
 def trim(voxels: torch.Tensor, margin: Shape) -> torch.Tensor:
     """Take ``margin`` voxels off both ends of z, y and x."""
-    core = tuple(slice(m, n - m) for m, n in zip(margin, voxels.shape[2:], strict=True))
-    return voxels[(..., *core)]
+    z, y, x = (slice(m, n - m) for m, n in zip(margin, voxels.shape[2:], strict=True))
+    return voxels[:, :, z, y, x]
 
 
 def _minus(a: Shape, b: Shape) -> Shape:

@@ -1,0 +1,314 @@
+"""From a volume and a model to a finished OME-Zarr: plan, create, fill region by region, coarsen, publish."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from svision_dask.architecture import Architecture
+from svision_dask.cluster import local_client, this_machine
+from svision_dask.enhancement import check_model
+from svision_dask.errors import UsageError
+from svision_dask.formats import open_volume
+from svision_dask.geometry import SPATIAL, Grid
+from svision_dask.model import Model, load_model
+from svision_dask.omezarr_write import create_store, open_level, publish
+from svision_dask.output import check_output, remove_existing
+from svision_dask.plan import Machine, Plan, Regions, Wishes, plan_enhancement
+from svision_dask.pyramid import halving, pyramid_grids
+from svision_dask.regions import CoarsenTask, CopyTask, EnhanceTask, Receipt, RegionTask, run_regions
+from svision_dask.volume import Volume
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+SHOWN = (0.1, 99.9)
+"""Percentiles of the coarsest level between which viewers show a channel at first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunProgress:
+    """Where a run stands, after each region."""
+
+    level: int
+    """0 while enhancing, then the pyramid level being made."""
+    levels: int
+    done: int
+    regions: int
+    voxels: int
+    """Written so far, on all levels."""
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was made."""
+
+    output: str
+    plan: Plan
+    levels: tuple[Grid, ...]
+    model_path: str
+    model_digest: str
+    seconds: float
+    """Of enhancing, writing and coarsening; without training."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {**asdict(self), "plan": self.plan.to_json(), "levels": [asdict(grid) for grid in self.levels]}
+
+
+def plan_volume(
+    volume: Volume,
+    design: Architecture,
+    *,
+    output: str | Path | None = None,
+    dtype: str = "same",
+    wishes: Wishes | None = None,
+    machine: Machine | None = None,
+) -> Plan:
+    """Plan the enhancement of ``volume`` by a model of ``design``, trained or not.
+
+    Raises
+    ------
+    PlanError
+        If it cannot be cut as asked, or does not fit the machine.
+    UsageError
+        If ``dtype`` is neither ``"same"`` nor ``"float32"``.
+    """
+    if dtype not in ("same", "float32"):
+        raise UsageError(f"dtype {dtype!r}: allowed are same and float32.")
+    written = volume.dtype if dtype == "same" else np.dtype(np.float32)
+    named = dict(zip(SPATIAL, design.factor, strict=True))
+    return plan_enhancement(
+        volume.grid,
+        factor=tuple(named.get(axis, 1) for axis in volume.grid.axes),
+        halo=design.halo,
+        itemsize=volume.dtype.itemsize,
+        dtype=written.name,
+        dtype_itemsize=written.itemsize,
+        tile_bytes=design.tile_bytes,
+        machine=machine or this_machine(output),
+        wishes=wishes,
+    )
+
+
+def enhance_to_zarr(
+    source: Volume | str | Path,
+    output: str | Path,
+    *,
+    model: Model | str | Path,
+    plan: Plan | None = None,
+    dtype: str = "same",
+    wishes: Wishes | None = None,
+    client: Client | None = None,
+    overwrite: bool = False,
+    on_progress: Callable[[RunProgress], None] | None = None,
+) -> Report:
+    """Enhance a volume of any size into an OME-Zarr with a pyramid.
+
+    Regions of whole shards are made by the workers of a Dask cluster, a few at a time, so that neither the client nor a
+    worker needs more memory for a larger volume. Every shard is read back. The multiscales metadata are written last:
+    what is unfinished does not look finished.
+
+    Parameters
+    ----------
+    source
+        A volume, or the path of one. Workers read from its source; a volume without one travels to them.
+    output
+        Folder to make.
+    model
+        A model, which is then kept beside the output, or the path of one.
+    plan
+        Made by ``plan_volume`` for this volume and model; by default, made here from ``dtype`` and ``wishes``.
+    client
+        Of a cluster whose workers see ``source`` and ``output`` under the same paths; by default, worker processes are
+        started on this machine.
+    overwrite
+        Replace an OME-Zarr that is in the way.
+    on_progress
+        Called after each region.
+
+    Returns
+    -------
+    Report
+        What was made.
+
+    Raises
+    ------
+    SvisionError
+        Of the class that fits; see ``errors``.
+    """
+    started = time.monotonic()
+    volume = source if isinstance(source, Volume) else open_volume(source)
+    check_output(output, volume.path, overwrite=overwrite)
+    trained = model if isinstance(model, Model) else load_model(model)
+    check_model(trained, volume)
+    plan = plan or plan_volume(volume, trained.architecture, output=output, dtype=dtype, wishes=wishes)
+    path = Path(model) if isinstance(model, (str, Path)) else trained.save(model_path_beside(output, trained))
+    task = EnhanceTask(
+        volume=volume,
+        model_path=str(path.absolute()),
+        model_digest=trained.digest,
+        output=str(Path(output).absolute()),
+        plan=plan,
+    )
+    about = {
+        "package": f"svision-dask {version('svision-dask')}",
+        "input": volume.name,
+        "model": trained.digest,
+        "training": trained.provenance,
+    }
+    levels = _make_image(volume, output, plan, task, client=client, about=about, on_progress=on_progress)
+    return Report(
+        output=str(output),
+        plan=plan,
+        levels=tuple(levels),
+        model_path=str(path),
+        model_digest=trained.digest,
+        seconds=time.monotonic() - started,
+    )
+
+
+def model_path_beside(output: str | Path, model: Model) -> Path:
+    """Where ``enhance_to_zarr`` keeps a model: named by its content, so that a file never changes under its name."""
+    name = Path(output).name.removesuffix(".zarr").removesuffix(".ome")
+    return Path(output).absolute().parent / f"{name}-{model.digest[:8]}.safetensors"
+
+
+def copy_to_zarr(
+    volume: Volume,
+    output: str | Path,
+    *,
+    wishes: Wishes | None = None,
+    overwrite: bool = False,
+    on_progress: Callable[[RunProgress], None] | None = None,
+) -> Plan:
+    """Write a volume as it is into an OME-Zarr with a pyramid: ``enhance_to_zarr`` without a model.
+
+    Raises
+    ------
+    SvisionError
+        Of the class that fits; see ``errors``.
+    """
+    check_output(output, volume.path, overwrite=overwrite)
+    ones = (1,) * len(volume.grid.axes)
+    plan = plan_enhancement(
+        volume.grid,
+        factor=ones,
+        halo=(0, 0, 0),
+        itemsize=volume.dtype.itemsize,
+        dtype=volume.dtype.name,
+        dtype_itemsize=volume.dtype.itemsize,
+        tile_bytes=lambda tile: 0,
+        machine=this_machine(output),
+        wishes=wishes,
+    )
+    about = {"package": f"svision-dask {version('svision-dask')}", "input": volume.name}
+    task = CopyTask(volume=volume, output=str(Path(output).absolute()))
+    _make_image(volume, output, plan, task, client=None, about=about, on_progress=on_progress)
+    return plan
+
+
+def _make_image(
+    volume: Volume,
+    output: str | Path,
+    plan: Plan,
+    task: RegionTask,
+    *,
+    client: Client | None,
+    about: dict[str, Any],
+    on_progress: Callable[[RunProgress], None] | None,
+) -> list[Grid]:
+    """Create the store, fill level 0 by ``task``, coarsen it level by level, and publish."""
+    levels = pyramid_grids(plan.fine)
+    remove_existing(output)
+    Path(output).absolute().parent.mkdir(parents=True, exist_ok=True)
+    create_store(
+        output, levels, dtype=plan.dtype, chunks=plan.chunk, shards=plan.shard, version=plan.version, attributes=about
+    )
+    tally = _Tally(levels=levels, on_progress=on_progress)
+    with _own_or(client, plan) as cluster:
+        run_regions(cluster, task, plan.regions, on_receipt=tally.count(0, len(plan.regions)))
+        for level in range(1, len(levels)):
+            array = open_level(output, level)
+            # Without shards, a region is as many whole chunks as fit into the one planned.
+            unit = array.shards or tuple(max(r // c, 1) * c for r, c in zip(plan.region, array.chunks, strict=True))
+            regions = Regions(shape=array.shape, unit=unit)
+            coarsen = CoarsenTask(output=str(Path(output).absolute()), level=level, factor=halving(levels[level - 1]))
+            run_regions(cluster, coarsen, regions, on_receipt=tally.count(level, len(regions)))
+    publish(
+        output,
+        levels,
+        name=volume.name,
+        channels=volume.channels,
+        version=plan.version,
+        attributes={**about, "plan": plan.to_json()},
+        windows=_windows(output, levels, tally.limits),
+    )
+    return levels
+
+
+class _Tally:
+    """Counts what is done, and keeps each channel's lowest and highest voxel."""
+
+    def __init__(self, *, levels: Sequence[Grid], on_progress: Callable[[RunProgress], None] | None) -> None:
+        self.axes, self.levels, self.on_progress = levels[0].axes, len(levels), on_progress
+        self.started, self.voxels = time.monotonic(), 0
+        self.limits: dict[int, tuple[float, float]] = {}
+
+    def count(self, level: int, regions: int) -> Callable[[Receipt], None]:
+        """Make the callback for the receipts of one level."""
+        numbers = itertools.count(1)
+
+        def on_receipt(receipt: Receipt) -> None:
+            self.voxels += receipt.voxels
+            channel = receipt.start[self.axes.index("c")] if "c" in self.axes else 0
+            low, high = self.limits.get(channel, (receipt.low, receipt.high))
+            self.limits[channel] = (min(low, receipt.low), max(high, receipt.high))
+            if self.on_progress is not None:
+                seconds = time.monotonic() - self.started
+                self.on_progress(
+                    RunProgress(
+                        level=level,
+                        levels=self.levels,
+                        done=next(numbers),
+                        regions=regions,
+                        voxels=self.voxels,
+                        seconds=seconds,
+                    )
+                )
+
+        return on_receipt
+
+
+def _windows(
+    output: str | Path, levels: Sequence[Grid], limits: dict[int, tuple[float, float]]
+) -> list[tuple[float, float, float, float]]:
+    """Per channel: lowest and highest voxel, and the percentiles to show, from the first time point's coarsest level."""
+    axes = levels[0].axes
+    coarsest = open_level(output, len(levels) - 1)
+    windows = []
+    for channel, (low, high) in sorted(limits.items()):
+        chosen = {"t": slice(0, 1), "c": slice(channel, channel + 1)}
+        voxels = np.asarray(coarsest[tuple(chosen.get(axis, slice(None)) for axis in axes)])
+        start, end = (float(v) for v in np.percentile(voxels, SHOWN))
+        windows.append((low, high, start, end if end > start else max(high, start + 1)))
+    return windows
+
+
+@contextmanager
+def _own_or(client: Client | None, plan: Plan) -> Iterator[Client]:
+    """The client given, or one of a cluster that lives as long as this run."""
+    if client is not None:
+        yield client
+    else:
+        with local_client(workers=plan.workers, memory_bytes=plan.memory_bytes) as own:
+            yield own
