@@ -23,6 +23,8 @@ KERNEL_STEP = 3
 """Coarse voxels per side by which one more back projection widens the correction kernel: the reach of D·U."""
 TENSOR_LIMIT = 2**31
 """Bytes and elements a tensor must stay below: oneDNN slows down past the one and is wrong past the other."""
+SMALL_INPUT = 20480
+"""Up to so many channels · z · y of its input, torch copies it once per tap of an ungrouped 3³ convolution."""
 MAX_PARAMETERS = 2**20
 """Of all stages; a hundred times what the presets have, and still little to build from a file nobody has checked."""
 MAX_BACK_PROJECTIONS = 40
@@ -98,17 +100,18 @@ class Architecture:
         """
         peak, size = 0, tuple(t + 2 * h for t, h in zip(tile, self.halo, strict=True))
         for stage in self.stages:
+            plane = 4 * math.prod(size)  # bytes of one channel
             phases = math.prod(stage.factor)
-            widest = 4 * math.prod(size) * max(phases, *(layer.channels for layer in stage.layers))
+            widest = plane * max(phases, *(layer.channels for layer in stage.layers))
             if widest >= TENSOR_LIMIT:
                 raise ValueError(f"a tensor of {widest} bytes reaches the limit of {TENSOR_LIMIT}")
             # The coarse voxels; of an ensemble also their turned copy, and the running mean.
             kept = 1 + (1 + phases) * stage.ensemble
             # The fine voxels are stacked, interleaved and corrected: up to three and a half of them at once.
-            peak = max(peak, 4 * math.prod(size) * (kept + max(_features(stage.layers), 4 * phases)))
+            peak = max(peak, plane * kept + max(_network_bytes(stage.layers, size, self.axes), 4 * phases * plane))
             reach = stage_reach(stage, self.axes)
             size = tuple(f * (n - 2 * r) for n, r, f in zip(size, reach, stage.factor, strict=True))
-        return peak
+        return peak + peak // 3  # the allocator leaves holes between tensors below 32 MiB
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, for the model file."""
@@ -230,22 +233,27 @@ def _fast_layers(phases: int) -> tuple[Layer, ...]:
     return (Layer(kernel=5, channels=16), *middle, Layer(kernel=3, channels=phases))
 
 
-def _features(layers: Sequence[Layer]) -> int:
-    """Count the channels alive at once: in and out of a convolution, or of the PReLU after it."""
-    widths = (1, *(layer.channels for layer in layers))
-    alive = 0
-    for layer, (inputs, outputs) in zip(layers, pairwise(widths), strict=True):
-        # oneDNN copies what a grouped convolution reads and writes into blocks of 16 channels.
-        blocks = 2 * 16 * -(-max(inputs, outputs) // 16) if layer.groups > 1 else 0
-        alive = max(alive, inputs + outputs + blocks, 2 * outputs)
-    return alive
+def _network_bytes(layers: Sequence[Layer], size: Shape, axes: str) -> int:
+    """Memory of the widest layer: what its convolution or the PReLU after it reads, copies and writes, in bytes."""
+    peak, inputs = 0, 1
+    for layer in layers:
+        inner = tuple(n - layer.kernel + 1 if axis in axes else n for axis, n in zip(SPATIAL, size, strict=True))
+        copied = 0
+        if layer.groups > 1:  # oneDNN works on copies in blocks of 16 channels
+            copied = 2 * 16 * -(-max(inputs, layer.channels) // 16)
+        elif layer.kernel <= 3 and "z" in axes and inputs * size[0] * size[1] <= SMALL_INPUT:
+            copied = inputs * 27
+        convolution = inputs * math.prod(size) + (copied + layer.channels) * math.prod(inner)
+        peak = max(peak, convolution, 2 * layer.channels * math.prod(inner))
+        size, inputs = inner, layer.channels
+    return 4 * peak
 
 
 def _parameters(stage: StageSpec, axes: str) -> int:
     widths = (1, *(layer.channels for layer in stage.layers))
     slopes = sum(widths[1:-1])
     return slopes + sum(
-        outputs * (inputs // layer.groups * layer.kernel ** len(axes) + 1)
+        outputs * (inputs // layer.groups * math.prod([layer.kernel] * len(axes)) + 1)
         for layer, (inputs, outputs) in zip(stage.layers, pairwise(widths), strict=True)
     )
 

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 
 from svision_dask.errors import UsageError
-from svision_dask.geometry import SPATIAL
+from svision_dask.geometry import SPATIAL, per_spatial_axis
 
 Numbers = float | tuple[float, ...] | Mapping[str, float]
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 def parse_numbers(text: str, *, option: str) -> Numbers:
-    """One number, a list in axis order such as ``1,2,2``, or names such as ``z=1,y=2,x=2``.
+    """Parse one number, a list in axis order such as ``1,2,2``, or names such as ``z=1,y=2,x=2``.
 
     Raises
     ------
     UsageError
-        If a part is not a number, or names and bare numbers are mixed.
+        If a part is not a finite number, or names and bare numbers are mixed.
     """
-    parts = [part.strip() for part in text.split(",")]
-    if not any("=" in part for part in parts):
-        numbers = tuple(_number(part, option) for part in parts)
-        return numbers[0] if len(numbers) == 1 else numbers
-    named: dict[str, float] = {}
-    for part in parts:
-        axis, equals, value = part.partition("=")
-        if not equals or axis in named:
-            raise UsageError(f"{option} {text}: name every axis once. Use {option} 2, {option} 1,2,2 or {option} z=1,y=2,x=2.")
-        named[axis.strip()] = _number(value, option)
-    return named
+    if "=" in text:
+        return {axis: _number(value, option) for axis, value in _named(text, option).items()}
+    numbers = tuple(_number(part, option) for part in text.split(","))
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def parse_lengths(text: str, axes: str, *, option: str) -> dict[str, int]:
-    """Whole voxels of at least 1 for some or all spatial axes of ``axes``.
+    """Parse whole voxels of at least 1 for some or all spatial axes of ``axes``.
 
     Raises
     ------
@@ -41,82 +35,93 @@ def parse_lengths(text: str, axes: str, *, option: str) -> dict[str, int]:
         If a number is not whole or not positive, or the axes do not match.
     """
     given = parse_numbers(text, option=option)
+    named = given if isinstance(given, Mapping) else per_spatial_axis(given, axes, what=option)
     spatial = [axis for axis in axes if axis in SPATIAL]
-    if isinstance(given, tuple):
-        if len(given) != len(spatial):
-            raise UsageError(f"{option} {text}: give one number, or {len(spatial)} in the order {','.join(spatial)}.")
-        given = dict(zip(spatial, given, strict=True))
-    elif not isinstance(given, Mapping):
-        given = dict.fromkeys(spatial, given)
-    for axis, value in given.items():
+    for axis, value in named.items():
         if axis not in spatial or value < 1 or value != int(value):
-            raise UsageError(f"{option} {axis}={value:g}: allowed are whole voxels from 1 on the axes {','.join(spatial)}.")
-    return {axis: int(value) for axis, value in given.items()}
+            raise UsageError(
+                f"{option} {axis}={value:g}: allowed are whole voxels from 1 on the axes {','.join(spatial)}. "
+                f"Use {option} 64 or {option} {spatial[-1]}=64."
+            )
+    return {axis: int(value) for axis, value in named.items()}
 
 
-def parse_box(text: str, axes: str, *, option: str = "--sample") -> dict[str, slice]:
-    """``start:stop`` per spatial axis, in axis order or by name; an end left out is the volume's.
-
-    Raises
-    ------
-    UsageError
-        If a part is no ``start:stop`` of whole voxels from 0, or the axes do not match.
-    """
-    spatial = [axis for axis in axes if axis in SPATIAL]
-    parts = [part.strip() for part in text.split(",")]
-    if any("=" in part for part in parts):
-        named = {part.partition("=")[0].strip(): part.partition("=")[2] for part in parts}
-    elif len(parts) == len(spatial):
-        named = dict(zip(spatial, parts, strict=True))
-    else:
-        raise UsageError(f"{option} {text}: give start:stop for each of {','.join(spatial)}, or by name, such as y=0:256.")
-    return {axis: _span(span, f"{option} {axis}") for axis, span in named.items()}
-
-
-def parse_bytes(text: str, *, option: str) -> int:
-    """A size such as ``2GB``, ``512MiB`` or a number of bytes.
+def parse_box(text: str, axes: str, *, option: str) -> dict[str, slice]:
+    """Parse ``start:stop`` per spatial axis, in axis order or by name; an end left out is the volume's.
 
     Raises
     ------
     UsageError
-        If it is none of these, or not positive.
+        If a part is no ``start:stop`` of whole voxels from 0, or an order has not as many as there are axes.
     """
-    number = text.strip().rstrip("BKMGTIbkmgti ")
-    unit = text.strip()[len(number) :].strip().upper()
-    value = _number(number, option) * UNITS.get(unit, 0)
-    if value < 1:
-        raise UsageError(f"{option} {text}: allowed is a size such as 512MiB or 2GB.")
-    return int(value)
+    if "=" in text:
+        return {axis: _span(span, option) for axis, span in _named(text, option).items()}
+    spatial, parts = [axis for axis in axes if axis in SPATIAL], text.split(",")
+    if len(parts) != len(spatial):
+        raise UsageError(
+            f"{option} {text}: give start:stop for each of {','.join(spatial)}, or by name, such as "
+            f"{spatial[0]}=0:256; an axis left out is taken whole."
+        )
+    return {axis: _span(span, option) for axis, span in zip(spatial, parts, strict=True)}
 
 
-def parse_tolerance(text: str) -> float:
-    """``exact`` as 0, or a share of the range in (0, 1).
+def parse_size(text: str, *, option: str) -> int:
+    """Parse a size in bytes, such as ``2GB``, ``512MiB`` or ``1000000``.
+
+    Raises
+    ------
+    UsageError
+        If it is none of these, or less than one byte.
+    """
+    from dask.utils import parse_bytes  # the sizes of dask's own command line
+
+    try:
+        size = int(parse_bytes(text))
+    except (ValueError, OverflowError):
+        size = 0
+    if size < 1:
+        raise UsageError(f"{option} {text}: not a size. Use {option} 512MiB or {option} 2GB.")
+    return size
+
+
+def parse_tolerance(text: str, *, option: str) -> float:
+    """Parse ``exact`` as 0, or a share of the range in (0, 1).
 
     Raises
     ------
     UsageError
         If it is neither.
     """
-    if text == "exact":
-        return 0.0
-    value = _number(text, "--halo")
-    if not 0 < value < 1:
-        raise UsageError(f"--halo {text}: allowed is exact, or a share of the range between 0 and 1, such as 1e-4.")
+    value = 0.0 if text == "exact" else _number(text, option)
+    if text != "exact" and not 0 < value < 1:
+        raise UsageError(f"{option} {text}: allowed is a share of the range between 0 and 1, such as 1e-4, or exact.")
     return value
+
+
+def _named(text: str, option: str) -> dict[str, str]:
+    """``axis=value`` pairs, each axis once."""
+    named: dict[str, str] = {}
+    for part in text.split(","):
+        axis, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not axis or axis in named:
+            raise UsageError(f"{option} {text}: give each axis once, as axis=value, with commas between them.")
+        named[axis] = value
+    return named
 
 
 def _number(text: str, option: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise UsageError(f"{option} {text.strip()!r}: not a number. Use {option} 2 or {option} z=1,y=2,x=2.") from None
-    if value != value or value in (float("inf"), float("-inf")):
-        raise UsageError(f"{option} {text.strip()}: not a finite number.")
+        value = math.nan
+    if not math.isfinite(value):
+        raise UsageError(f"{option} {text.strip()!r}: not a number. Use {option} 2 or {option} z=1,y=2,x=2.")
     return int(value) if value == int(value) else value
 
 
 def _span(text: str, option: str) -> slice:
-    start, colon, stop = text.partition(":")
-    if not colon or not all(not end.strip() or end.strip().isdigit() for end in (start, stop)):
-        raise UsageError(f"{option}={text}: give start:stop in whole voxels from 0, such as 0:256.")
-    return slice(int(start) if start.strip() else None, int(stop) if stop.strip() else None)
+    match = re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", text)
+    if match is None:
+        raise UsageError(f"{option} {text.strip()!r}: give start:stop in whole voxels from 0, such as 0:256.")
+    start, stop = (int(end) if end else None for end in match.groups())
+    return slice(start, stop)

@@ -45,7 +45,9 @@ def cubic(coarse: npt.NDArray[Any], factor: Factor) -> Voxels:
     return fine
 
 
-def cubic_back_projected(coarse: npt.NDArray[Any], factor: Factor, *, iterations: int = 10, clamp: bool = False) -> Voxels:
+def cubic_back_projected(
+    coarse: npt.NDArray[Any], factor: Factor, *, iterations: int = 10, clamp: bool = False
+) -> Voxels:
     """Interpolate, then repeat ``fine += U(coarse − D fine)``: D reduces, antialiased, and U interpolates.
 
     The fine volume is drawn towards one whose reduction is the coarse one (Irani and Peleg 1991,
@@ -85,7 +87,9 @@ def cubic_back_projected(coarse: npt.NDArray[Any], factor: Factor, *, iterations
     return fine
 
 
-def best_smoothed(fine: Voxels, reference: Voxels, *, widths: Sequence[float] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)) -> Voxels:
+def best_smoothed(
+    fine: Voxels, reference: Voxels, *, widths: Sequence[float] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+) -> Voxels:
     """Blur by the Gaussian that comes closest to ``reference``: the most that removing noise by smoothing could gain.
 
     A reference without noise also rewards what merely removes noise. Nobody can choose the width this way without

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
-from svision_dask.arguments import parse_box, parse_bytes, parse_lengths, parse_numbers, parse_tolerance
-from svision_dask.console import Commands, Update, image_facts, plan_lines, progress, volume_facts
+from svision_dask.architecture import PRESETS, Architecture
+from svision_dask.arguments import parse_box, parse_lengths, parse_numbers, parse_size, parse_tolerance
+from svision_dask.console import Commands, Update, image_facts, image_lines, plan_lines, progress
+from svision_dask.errors import UsageError
+from svision_dask.plan import VERSIONS, Plan, Wishes
 
 if TYPE_CHECKING:
-    from svision_dask.architecture import Architecture
     from svision_dask.model import Model
     from svision_dask.pipeline import RunProgress
-    from svision_dask.plan import Plan, Wishes
     from svision_dask.training import Progress
     from svision_dask.volume import Volume
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-INPUT = click.argument("source", metavar="INPUT")
+Given = dict[str, Any]
+"""What was given for the options of a command, by name."""
+LEARNING = ("factor", "preset", "sample", "seed", "steps", "halo")
+"""Options that a trained model has settled already."""
 
 
 def _options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
@@ -42,17 +47,28 @@ opening = _options(
     click.option("--unit", help="Unit of the spacing, such as micrometer."),
 )
 learning = _options(
-    click.option("--factor", default="2", show_default=True, help="How many times finer: 1, 2 or 4; 2, 1,2,2 or z=1,y=2,x=2."),
-    click.option("--preset", default="fast", show_default=True, help="fast, or paper for the published form."),
+    click.option(
+        "--factor", default="2", show_default=True, help="How many times finer, 1, 2 or 4: 2, 1,2,2 or z=1,y=2,x=2."
+    ),
+    click.option(
+        "--preset", type=click.Choice(PRESETS), default="fast", show_default=True, help="paper is the published form."
+    ),
     click.option("--sample", help="Sub-volume to learn from, start:stop per axis; chosen by default."),
-    click.option("--seed", default=0, show_default=True, help="Of everything random."),
+    click.option(
+        "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of everything random."
+    ),
     click.option("--steps", type=click.IntRange(1), help="Training steps per stage, instead of the preset's."),
-    click.option("--halo", default="1e-4", show_default=True, help="Share of the range at which back projection is cut, or exact."),
+    click.option(
+        "--halo",
+        default="1e-4",
+        show_default=True,
+        help="Where back projection is cut, as a share of the range, or exact.",
+    ),
 )
 storing = _options(
     click.option("--chunks", help="Output voxels per chunk."),
     click.option("--shards", help="Output voxels per shard; whole chunks."),
-    click.option("--ome-zarr-version", "version", type=click.Choice(["0.4", "0.5"]), default="0.5", show_default=True),
+    click.option("--ome-zarr-version", "version", type=click.Choice(VERSIONS), default="0.5", show_default=True),
 )
 running = _options(
     click.option("--tile", help="Coarse voxels per forward pass; by default, what memory allows."),
@@ -60,8 +76,10 @@ running = _options(
     click.option("--workers", type=click.IntRange(1), help="Worker processes; by default, what fits the machine."),
     click.option("--memory", help="What each worker may use, such as 4GB; by default, its share of what is free."),
 )
+reading = click.argument("source", metavar="INPUT")
+trained = click.option("-m", "--model", "model_path", metavar="MODEL", help="Trained model; by default, one is made.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-replacing = click.option("--overwrite", is_flag=True, help="Replace an OME-Zarr that is in the way.")
+replacing = click.option("--overwrite", is_flag=True, help="Replace an OME-Zarr image that is in the way.")
 
 
 @click.group(name="svision", cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -72,62 +90,54 @@ def main(verbose: int) -> None:
 
 
 @main.command()
-@INPUT
+@reading
 @opening
 @as_json
-def info(source: str, as_json: bool, **how: Any) -> None:
+def info(source: str, as_json: bool, **given: Any) -> None:
     """Say what INPUT is: axes, spacing, chunks, shards, levels."""
-    volume = _open(source, **how)
-    facts = volume_facts(volume)
-    if Path(source).is_dir():
-        from svision_dask.omezarr import describe_omezarr
+    from svision_dask.omezarr import describe_omezarr
 
-        described = describe_omezarr(source)
-        facts |= {"version": described.version, "levels": image_facts(described)}
-    click.echo(json.dumps(facts, indent=2) if as_json else _facts_text(facts))
+    volume = _open(source, given)
+    described = describe_omezarr(source) if Path(source).is_dir() else None
+    _print_json(image_facts(volume, described)) if as_json else _print(image_lines(volume, described))
 
 
 @main.command()
-@INPUT
-@click.option("-o", "--output", required=True, help="Model file to write, such as model.safetensors.")
+@reading
+@click.option("-o", "--output", required=True, metavar="MODEL", help="File to write, such as model.safetensors.")
 @opening
 @learning
-def train(source: str, output: str, **how: Any) -> None:
+def train(source: str, output: str, **given: Any) -> None:
     """Train a model on a sample of INPUT."""
-    from svision_dask.errors import OutputError
+    from svision_dask.output import check_new_file
 
-    if Path(output).exists():
-        raise OutputError(f"{output}: exists; a model file is never replaced. Choose another name.")
-    if not Path(output).absolute().parent.is_dir():
-        raise OutputError(f"{output}: there is no folder {Path(output).parent}. Make it first.")
-    volume = _open(source, **_pick(how, "level", "axes", "spacing", "unit"))
-    _design(volume, how)
-    click.echo(str(_train(volume, how).save(output)))
+    volume = _open(source, given)
+    check_new_file(output)
+    click.echo(str(_train(volume, given).save(output)))
 
 
 @main.command()
-@INPUT
+@reading
 @click.argument("output")
-@click.option("-m", "--model", "model_path", help="Trained model; without it, one is trained first and kept beside OUTPUT.")
+@trained
 @opening
 @learning
 @running
 @storing
 @replacing
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
-def enhance(source: str, output: str, model_path: str | None, overwrite: bool, dry_run: bool, **how: Any) -> None:
-    """Enhance INPUT into the OME-Zarr OUTPUT."""
+def enhance(source: str, output: str, model_path: str | None, overwrite: bool, dry_run: bool, **given: Any) -> None:
+    """Enhance INPUT into the OME-Zarr OUTPUT; a model that is trained for it is kept beside it."""
     from svision_dask.output import check_output
     from svision_dask.pipeline import enhance_to_zarr
 
-    volume = _open(source, **_pick(how, "level", "axes", "spacing", "unit"))
+    volume = _open(source, given)
     check_output(output, source, overwrite=overwrite)
-    planned = _plan(volume, model_path, output, how)
-    for line in plan_lines(planned):
-        click.echo(line, err=not dry_run)
+    planned = _plan(volume, model_path, output, given)
+    _print(plan_lines(planned), err=not dry_run)
     if dry_run:
         return
-    model = model_path or _train(volume, how)
+    model = model_path or _train(volume, given)
     with progress() as update:
         report = enhance_to_zarr(
             volume, output, model=model, plan=planned, overwrite=overwrite, on_progress=_run_shower(update)
@@ -137,22 +147,18 @@ def enhance(source: str, output: str, model_path: str | None, overwrite: bool, d
 
 
 @main.command()
-@INPUT
+@reading
 @click.argument("output", required=False)
-@click.option("-m", "--model", "model_path", help="Trained model; without it, that of the preset.")
+@trained
 @opening
 @learning
 @running
 @storing
 @as_json
-def plan(source: str, output: str | None, model_path: str | None, as_json: bool, **how: Any) -> None:
+def plan(source: str, output: str | None, model_path: str | None, as_json: bool, **given: Any) -> None:
     """Say how INPUT would be enhanced, what that takes, and whether it fits; nothing is made."""
-    volume = _open(source, **_pick(how, "level", "axes", "spacing", "unit"))
-    planned = _plan(volume, model_path, output, how)
-    if as_json:
-        click.echo(json.dumps(planned.to_json(), indent=2))
-    else:
-        click.echo("\n".join(plan_lines(planned)))
+    planned = _plan(_open(source, given), model_path, output, given)
+    _print_json(planned.to_json()) if as_json else _print(plan_lines(planned))
 
 
 @main.command()
@@ -161,19 +167,19 @@ def plan(source: str, output: str | None, model_path: str | None, as_json: bool,
 @opening
 @storing
 @replacing
-def convert(sources: tuple[str, ...], output: str, overwrite: bool, **how: Any) -> None:
+def convert(sources: tuple[str, ...], output: str, overwrite: bool, **given: Any) -> None:
     """Convert images to the OME-Zarr OUTPUT; several become the channels of one."""
     from svision_dask.formats import stack_channels
     from svision_dask.output import check_output
     from svision_dask.pipeline import copy_to_zarr
 
-    volumes = [_open(source, **_pick(how, "level", "axes", "spacing", "unit")) for source in sources]
+    volumes = [_open(source, given) for source in sources]
     for source in sources:
         check_output(output, source, overwrite=overwrite)
     volume = volumes[0] if len(volumes) == 1 else stack_channels(volumes)
     with progress() as update:
         copy_to_zarr(
-            volume, output, wishes=_wishes(volume, how), overwrite=overwrite, on_progress=_run_shower(update)
+            volume, output, wishes=_wishes(volume, given), overwrite=overwrite, on_progress=_run_shower(update)
         )
     click.echo(output)
 
@@ -192,60 +198,74 @@ def demo(folder: str, seed: int, overwrite: bool) -> None:
     click.echo(str(result.figure))
 
 
-def _open(source: str, *, level: int, axes: str | None, spacing: str | None, unit: str | None) -> Volume:
+def _print(lines: Iterable[str], *, err: bool = False) -> None:
+    click.echo("\n".join(lines), err=err)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+def _open(source: str, given: Given) -> Volume:
     from svision_dask.formats import open_volume
 
-    given = parse_numbers(spacing, option="--spacing") if spacing else None
-    return open_volume(source, level=level, axes=axes, spacing=given, unit=unit)
+    spacing = parse_numbers(given["spacing"], option="--spacing") if given["spacing"] is not None else None
+    return open_volume(source, level=given["level"], axes=given["axes"], spacing=spacing, unit=given["unit"])
 
 
-def _design(volume: Volume, how: dict[str, Any]) -> Architecture:
+def _plan(volume: Volume, model_path: str | None, output: str | None, given: Given) -> Plan:
+    from svision_dask.pipeline import plan_volume
+
+    design = _design_of(model_path, volume) if model_path else _design(volume, given)
+    return plan_volume(volume, design, output=output, dtype=given["dtype"], wishes=_wishes(volume, given))
+
+
+def _design_of(model_path: str, volume: Volume) -> Architecture:
+    from svision_dask.enhancement import check_model
+    from svision_dask.model import load_model
+
+    source_of = click.get_current_context().get_parameter_source
+    idle = [f"--{name}" for name in LEARNING if source_of(name) is not ParameterSource.DEFAULT]
+    if idle:
+        raise UsageError(f"{', '.join(idle)}: settled by the model {model_path}. Leave out -m, or these.")
+    model = load_model(model_path)
+    check_model(model, volume)
+    return model.architecture
+
+
+def _design(volume: Volume, given: Given) -> Architecture:
     from svision_dask.geometry import parse_factor
     from svision_dask.training import design_for
 
-    factor = parse_factor(_factor(how), volume.grid.axes)
-    return design_for(volume.grid.axes, factor, preset=how["preset"], tolerance=parse_tolerance(how["halo"]))
+    tolerance = parse_tolerance(given["halo"], option="--halo")
+    factor = parse_factor(_factor(given), volume.grid.axes)
+    return design_for(volume.grid.axes, factor, preset=given["preset"], tolerance=tolerance)
 
 
-def _factor(how: dict[str, Any]) -> Any:
-    return parse_numbers(how["factor"], option="--factor")
+def _factor(given: Given) -> Any:
+    return parse_numbers(given["factor"], option="--factor")
 
 
-def _plan(volume: Volume, model_path: str | None, output: str | None, how: dict[str, Any]) -> Plan:
-    from svision_dask.enhancement import check_model
-    from svision_dask.model import load_model
-    from svision_dask.pipeline import plan_volume
-
-    if model_path:
-        model = load_model(model_path)
-        check_model(model, volume)
-        design = model.architecture
-    else:
-        design = _design(volume, how)
-    return plan_volume(volume, design, output=output, dtype=how["dtype"], wishes=_wishes(volume, how))
-
-
-def _wishes(volume: Volume, how: dict[str, Any]) -> Wishes:
-    from svision_dask.plan import Wishes
-
+def _wishes(volume: Volume, given: Given) -> Wishes:
     def lengths(name: str) -> dict[str, int] | None:
-        text = how.get(name)
-        return parse_lengths(text, volume.grid.axes, option=f"--{name}") if text else None
+        text = given.get(name)
+        return parse_lengths(text, volume.grid.axes, option=f"--{name}") if text is not None else None
 
-    memory = how.get("memory")
+    memory = given.get("memory")
     return Wishes(
         tile=lengths("tile"),
         chunk=lengths("chunks"),
         shard=lengths("shards"),
-        workers=how.get("workers"),
-        worker_memory_bytes=parse_bytes(memory, option="--memory") if memory else None,
-        version=how["version"],
+        workers=given.get("workers"),
+        worker_memory_bytes=parse_size(memory, option="--memory") if memory is not None else None,
+        version=given["version"],
     )
 
 
-def _train(volume: Volume, how: dict[str, Any]) -> Model:
+def _train(volume: Volume, given: Given) -> Model:
     from svision_dask import training
 
+    sample = parse_box(given["sample"], volume.grid.axes, option="--sample") if given["sample"] is not None else None
     with progress() as update:
 
         def show(state: Progress) -> None:
@@ -254,12 +274,12 @@ def _train(volume: Volume, how: dict[str, Any]) -> Model:
 
         return training.train(
             volume,
-            factor=_factor(how),
-            preset=how["preset"],
-            sample=parse_box(how["sample"], volume.grid.axes) if how["sample"] else None,
-            seed=how["seed"],
-            steps=how["steps"],
-            tolerance=parse_tolerance(how["halo"]),
+            factor=_factor(given),
+            preset=given["preset"],
+            sample=sample,
+            seed=given["seed"],
+            steps=given["steps"],
+            tolerance=parse_tolerance(given["halo"], option="--halo"),
             on_step=show,
         )
 
@@ -271,13 +291,3 @@ def _run_shower(update: Update) -> Callable[[RunProgress], None]:
         update(what, state.done, state.regions, f"{rate:.1f} M voxels/s")
 
     return show
-
-
-def _facts_text(facts: dict[str, Any]) -> str:
-    lines = [f"{key:9}{value}" for key, value in facts.items() if key != "levels"]
-    lines += [f"level {level.pop('path'):3}{level}" for level in (dict(item) for item in facts.get("levels", []))]
-    return "\n".join(lines)
-
-
-def _pick(how: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: how[name] for name in names}

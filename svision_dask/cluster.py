@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+import signal
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -56,16 +60,39 @@ def local_client(*, workers: int, memory_bytes: int) -> Iterator[Client]:
         "distributed.worker.memory.pause": False,
         "distributed.worker.memory.terminate": 0.99,
     }
-    with TemporaryDirectory(prefix="svision-dask-", ignore_cleanup_errors=True) as folder, dask.config.set(settings):
-        cluster = LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=memory_bytes,
-            host="127.0.0.1",  # whoever reaches a scheduler's port can run code
-            dashboard_address=None,
-            local_directory=folder,
-            silence_logs=40,  # logging.ERROR: a region's failure is reported once, by us
-        )
-        with cluster, Client(cluster) as client:
-            yield client
+    with ExitStack() as stack:
+        folder = stack.enter_context(TemporaryDirectory(prefix="svision-dask-", ignore_cleanup_errors=True))
+        stack.enter_context(dask.config.set(settings))
+        with _deaf_to_interrupts():
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=memory_bytes,
+                host="127.0.0.1",  # whoever reaches a scheduler's port can run code
+                dashboard_address=None,
+                # Any free port for what is served even without a dashboard: 8787 would warn when it is taken.
+                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+                local_directory=folder,
+                silence_logs=logging.CRITICAL,  # a region's failure is reported once, by us
+            )
+            client = stack.enter_context(Client(stack.enter_context(cluster)))
+        yield client
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Keep Ctrl-C from the threads and processes that are started inside; this thread hears of it afterwards.
+
+    A terminal sends it to every process. Workers, also those started anew later, would each end with a traceback before
+    the client can stop them in order.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    resource_tracker.ensure_running()  # it unblocks signals in the thread that starts it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

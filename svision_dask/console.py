@@ -1,70 +1,85 @@
-"""What the terminal shows: progress, tables, one-line errors. On a terminal with rich, in a log as a line now and then."""
+"""What the terminal shows: plans, one-line errors, and progress, with rich or in a log as a line now and then."""
 
 from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from svision_dask.errors import SvisionError
 
 if TYPE_CHECKING:
-    from svision_dask.omezarr import ImageInfo
+    from svision_dask.geometry import Grid
+    from svision_dask.omezarr import ImageInfo, Level
     from svision_dask.plan import Plan
     from svision_dask.volume import Volume
 
 LOG_EVERY_SECONDS = 10
 SHOW_TRACEBACK = 2
 """How many -v it takes."""
+SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+"""What ends a run early: Ctrl-C, and a cluster's scheduler that wants the machine back."""
 
 
-class Terminated(BaseException):
-    """SIGTERM arrived: a cluster's scheduler wants the machine back."""
+class Interrupted(KeyboardInterrupt):
+    """One of ``SIGNALS`` arrived; its number is the first argument."""
 
 
 class Commands(click.Group):
     """A group of commands whose errors are one line, and whose exit codes are those of the documentation."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; 1 failed, 2 usage, 3 partial, 130 and 143 interrupted."""
+        """Run a command; exit with 1 failed, 2 usage, 3 partial, 130 and 143 interrupted."""
         try:
-            with _terminable():
+            with _interruptible():
                 return super().invoke(ctx)
         except (SvisionError, OSError, MemoryError) as error:
             if ctx.params.get("verbose", 0) >= SHOW_TRACEBACK:
                 traceback.print_exc()
-            message = " ".join(str(error).split()) or type(error).__name__
-            click.echo(f"svision-dask: {message}", err=True)
-            raise click.exceptions.Exit(getattr(error, "exit_code", 1)) from error
-        except KeyboardInterrupt:
-            click.echo("svision-dask: interrupted; nothing was published.", err=True)
-            raise click.exceptions.Exit(128 + signal.SIGINT) from None
-        except Terminated:
-            click.echo("svision-dask: terminated; nothing was published.", err=True)
-            raise click.exceptions.Exit(128 + signal.SIGTERM) from None
+            _end(str(error) or type(error).__name__, getattr(error, "exit_code", 1))
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else ctx.command_path
+            _end(f"{error.format_message()} See {command} --help.", error.exit_code)
+        except Interrupted as error:
+            number = error.args[0]
+            _end(f"{SIGNALS[number]}; what is unfinished was not published.", 128 + number)
+
+
+def _end(message: str, exit_code: int) -> NoReturn:
+    click.echo(f"svision-dask: {' '.join(message.split())}", err=True)
+    raise click.exceptions.Exit(exit_code) from None
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Terminated
+def _interruptible() -> Iterator[None]:
+    """Raise ``Interrupted`` at the first signal, so that workers are stopped in order; ignore those that follow."""
 
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not in the main thread: the host program decides
-        yield
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread can have handlers: the host program decides
         return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]  # nohup stays nohup
+    for number in heard:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in heard:
+            if signal.getsignal(number) is stop:
+                signal.signal(number, before[number])
 
 
 Update = Callable[[str, int, int, str], None]
@@ -99,86 +114,106 @@ def progress() -> Iterator[Update]:
 
 
 def _log_lines() -> Update:
-    started: dict[str, float] = {}
-    last = [0.0]
+    begun: dict[str, tuple[float, int]] = {}
+    last = [-float(LOG_EVERY_SECONDS)]
 
     def update(what: str, done: int, total: int, remark: str) -> None:
         now = time.monotonic()
-        begun = started.setdefault(what, now)
+        since, first = begun.setdefault(what, (now, done))
         if now - last[0] < LOG_EVERY_SECONDS and done < total:
             return
         last[0] = now
-        left = (now - begun) / done * (total - done) if done else 0.0
-        click.echo(f"{what} {done}/{total}, {left:.0f} s left, {remark}", err=True)
+        left = f"{(now - since) / (done - first) * (total - done):.0f} s left, " if first < done < total else ""
+        click.echo(f"{what} {done}/{total}, {left}{remark}", err=True)
 
     return update
 
 
-def size(count: float) -> str:
-    """Bytes as people read them."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if count < 1024 or unit == "TiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError
-
-
 def plan_lines(plan: Plan) -> Iterator[str]:
-    """The plan in words."""
-    axes = ",".join(plan.coarse.axes)
-    spacing = ", ".join(
-        f"{axis} {s:g}{f' {unit}' if unit else ''}"
-        for axis, s, unit in zip(plan.fine.axes, plan.fine.spacing, plan.fine.units, strict=True)
-        if axis not in "tc"
-    )
-    yield f"input    {axes} = {_times(plan.coarse.shape)}"
-    yield f"output   {axes} = {_times(plan.fine.shape)}, {plan.dtype}, OME-Zarr {plan.version}, spacing {spacing}"
-    stored = f"chunks {_times(plan.chunk)}" + (f" in shards {_times(plan.shard)}" if plan.shard else "")
-    yield f"stored   {stored}, at most {size(plan.write_bytes)} before the pyramid" + (
-        f", {size(plan.disk_free_bytes)} free" if plan.disk_free_bytes is not None else ""
-    )
-    yield f"work     {len(plan.regions)} regions of {_times(plan.region)}, {size(plan.read_bytes)} to read"
+    """Put a plan into words."""
+    free = "" if plan.disk_free_bytes is None else f", {_size(plan.disk_free_bytes)} free"
+    yield f"input    {_lengths(plan.coarse.axes, plan.coarse.shape)}"
+    yield f"output   {_lengths(plan.fine.axes, plan.fine.shape)}, {plan.dtype}, OME-Zarr {plan.version}"
+    yield f"spacing  {_spacing(plan.fine)}"
+    yield f"stored   {_storage(plan.chunk, plan.shard)}, at most {_size(plan.write_bytes)} before the pyramid{free}"
+    yield f"work     {len(plan.regions)} regions of {_times(plan.region)}, {_size(plan.read_bytes)} to read"
     yield (
-        f"tiles    {_times(plan.tile)} coarse voxels with a halo of {_times(plan.halo)}: what the operators reach; "
+        f"tiles    {_times(plan.tile)} coarse voxels with a halo of {_times(plan.halo)}, which the operators reach; "
         f"{100 * (plan.redundancy - 1):.0f} % computed twice"
     )
     yield (
-        f"workers  {plan.workers} with {plan.threads} threads each, {size(plan.worker_bytes)} of "
-        f"{size(plan.memory_bytes)} memory each"
+        f"workers  {plan.workers} with {plan.threads} threads each, {_size(plan.worker_bytes)} of "
+        f"{_size(plan.memory_bytes)} memory each"
     )
 
 
-def volume_facts(volume: Volume) -> dict[str, Any]:
-    """A volume as plain values."""
-    grid = volume.grid
-    return {
+def image_lines(volume: Volume, info: ImageInfo | None) -> Iterator[str]:
+    """Put a volume into words, and all levels if it is an OME-Zarr."""
+    yield f"name     {volume.name}"
+    yield f"shape    {_lengths(volume.grid.axes, volume.grid.shape)}, {volume.dtype.name}"
+    yield f"spacing  {_spacing(volume.grid)}"
+    if volume.channels:
+        yield f"channels {', '.join(volume.channels)}"
+    if info is not None:
+        yield f"format   OME-Zarr {info.version}"
+        for number, level in enumerate(info.levels):
+            stored = ", ".join((_storage(level.chunks, level.shards), *level.compressors))
+            yield f"level {number}  {_times(level.grid.shape)}, spacing {_spacing(level.grid)}, {stored}"
+
+
+def image_facts(volume: Volume, info: ImageInfo | None) -> dict[str, Any]:
+    """Put a volume into plain values, and all levels if it is an OME-Zarr."""
+    facts: dict[str, Any] = {
         "name": volume.name,
-        "axes": grid.axes,
-        "shape": list(grid.shape),
+        "axes": volume.grid.axes,
         "dtype": volume.dtype.name,
-        "spacing": list(grid.spacing),
-        "origin": list(grid.origin),
-        "units": list(grid.units),
+        "units": list(volume.grid.units),
         "channels": list(volume.channels),
+        **_grid_facts(volume.grid),
+    }
+    if info is not None:
+        facts |= {"version": info.version, "levels": [_level_facts(level) for level in info.levels]}
+    return facts
+
+
+def _level_facts(level: Level) -> dict[str, Any]:
+    return {
+        "path": level.path,
+        "dtype": level.dtype,
+        "chunks": list(level.chunks),
+        "shards": list(level.shards) if level.shards else None,
+        "compressors": list(level.compressors),
+        **_grid_facts(level.grid),
     }
 
 
-def image_facts(info: ImageInfo) -> list[dict[str, Any]]:
-    """All levels of an OME-Zarr as plain values."""
-    return [
-        {
-            "path": level.path,
-            "shape": list(level.grid.shape),
-            "dtype": str(level.dtype),
-            "spacing": list(level.grid.spacing),
-            "origin": list(level.grid.origin),
-            "chunks": list(level.chunks),
-            "shards": list(level.shards) if level.shards else None,
-            "compressors": list(level.compressors),
-        }
-        for level in info.levels
-    ]
+def _grid_facts(grid: Grid) -> dict[str, Any]:
+    return {"shape": list(grid.shape), "spacing": list(grid.spacing), "origin": list(grid.origin)}
 
 
-def _times(numbers: tuple[int, ...]) -> str:
+def _size(count: float) -> str:
+    """Bytes as people read them."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.{0 if unit == 'B' else 1}f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _times(numbers: Sequence[int]) -> str:
     return "×".join(str(n) for n in numbers)
+
+
+def _lengths(axes: str, shape: Sequence[int]) -> str:
+    return f"{','.join(axes)} = {_times(shape)}"
+
+
+def _storage(chunks: Sequence[int], shards: Sequence[int] | None) -> str:
+    return f"chunks {_times(chunks)}" + (f" in shards {_times(shards)}" if shards else "")
+
+
+def _spacing(grid: Grid) -> str:
+    axes = [(grid.axes[i], grid.spacing[i], grid.units[i]) for i in grid.spatial]
+    if not any(unit for *_, unit in axes):
+        return ", ".join(f"{axis} {length:g}" for axis, length, _ in axes) + " without a unit"
+    return ", ".join(f"{axis} {length:g} {unit or 'without a unit'}" for axis, length, unit in axes)

@@ -1,4 +1,4 @@
-"""The demonstration: simulate a measurement, enhance it as a user would, and compare with the truth, in about a minute."""
+"""The demonstration: simulate a measurement, enhance it as a user would, compare with the truth; about a minute."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from svision_dask.baselines import best_smoothed, cubic, cubic_back_projected
@@ -38,14 +37,8 @@ ENHANCED, FIGURE, RESULTS = "enhanced.ome.zarr", "comparison.png", "results.json
 VERSIONS = ("svision-dask", "torch", "numpy", "dask", "distributed", "zarr", "ome-zarr", "scikit-image", "tifffile")
 
 
-@dataclass(frozen=True, kw_only=True)
-class DemoProgress:
-    """Where the demonstration stands."""
-
-    activity: str
-    """``"simulate"``, ``"train"``, ``"enhance"`` or ``"compare"``, in this order."""
-    done: int
-    total: int
+Report = Callable[[str, int, int, str], None]
+"""Called with what is being done, how much of it is done, how much there is to do, and a remark."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +76,13 @@ class DemoResult:
         *others, enhanced = self.scores
         return enhanced.psnr - max(score.psnr for score in others)
 
+    def table(self) -> str:
+        """Write the scores as text, a line each, and the seconds."""
+        width = max(len(score.name) for score in self.scores)
+        lines = [f"{'':{width}}  PSNR dB    SSIM"]
+        lines += [f"{score.name:{width}}  {score.psnr:7.2f}  {score.ssim:6.4f}" for score in self.scores]
+        return "\n".join([*lines, f"trained in {self.train_seconds:.0f} s, enhanced in {self.enhance_seconds:.0f} s"])
+
     @property
     def enhanced(self) -> Path:
         """The enhanced OME-Zarr."""
@@ -101,13 +101,13 @@ def run_demo(
     shape: Shape = SHAPE,
     steps: int | None = None,
     overwrite: bool = False,
-    on_progress: Callable[[DemoProgress], None] | None = None,
+    on_progress: Report | None = None,
 ) -> DemoResult:
     """Simulate a two-photon measurement in ``folder``, enhance it two-fold from file to file, and compare.
 
     The measurement is an OME-TIFF with photon noise, twice as coarse as the truth on every axis. From there on it is
     treated as any user's file: opened, trained on, enhanced into an OME-Zarr; the truth is used only to compare. PSNR
-    and SSIM are against the truth, which has no noise, two voxels at the faces left out, for a data range of 200 photons.
+    and SSIM are against the truth, which has no noise, two voxels at the faces left out; the data range is 200 photons.
 
     The folder then holds the measurement, the truth, the model, the enhanced volume, a picture, and ``results.json``.
     The enlarged place in the picture is where, in the truth, coarse voxels hold most detail of their own; no result
@@ -126,7 +126,8 @@ def run_demo(
     overwrite
         Replace a finished demonstration, or files of the same names. An unfinished one is always started again.
     on_progress
-        Called at the start and end of each activity, and within training and enhancing.
+        Called with ``"simulate"``, ``"train"``, ``"enhance"`` or ``"compare"``, what is done of it, what there is to
+        do, and a remark: at the start or end of each, and within training and enhancing.
 
     Returns
     -------
@@ -144,16 +145,16 @@ def run_demo(
     phantom = Phantom(shape=shape, seed=seed)
     measurement = as_volume(phantom, "measured", factor=FACTOR)
     folder = _prepared(Path(folder).absolute(), overwrite=overwrite)
-    report = _reporter(on_progress)
-    report("simulate", 0, 1)
+    report = on_progress or _nobody
+    report("simulate", 0, 1, "")
     truth = phantom.truth(tuple(slice(0, n) for n in shape))
-    measured = measurement.voxels.compute(scheduler="threads")
+    measured = measurement.read(tuple(slice(0, n) for n in measurement.grid.shape))
     _write_tiff(folder / TRUTH, truth, phantom.grid)
     _write_tiff(folder / MEASURED, measured, measurement.grid)
-    report("simulate", 1, 1)
+    report("simulate", 1, 1, "")
     train_seconds = _train(folder, seed, steps, report)
     enhance_seconds = _enhance(folder, report)
-    report("compare", 0, 1)
+    report("compare", 0, 1, "")
     scores = _compare(folder, phantom, measured, truth)
     result = DemoResult(
         folder=str(folder),
@@ -166,21 +167,13 @@ def run_demo(
         seconds=time.monotonic() - started,
         versions={"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
     )
-    _write_results(folder, asdict(result) | {"finished": True})
-    report("compare", 1, 1)
+    _write_results(folder, {**_values(result), "finished": True})
+    report("compare", 1, 1, "")
     return result
 
 
-Report = Callable[[str, int, int], None]
-"""Takes the activity, what is done of it, and what there is to do."""
-
-
-def _reporter(on_progress: Callable[[DemoProgress], None] | None) -> Report:
-    def report(activity: str, done: int, total: int) -> None:
-        if on_progress is not None:
-            on_progress(DemoProgress(activity=activity, done=done, total=total))
-
-    return report
+def _nobody(activity: str, done: int, total: int, remark: str) -> None:
+    """Take a report, where nobody wants it."""
 
 
 def _prepared(folder: Path, *, overwrite: bool) -> Path:
@@ -198,9 +191,14 @@ def _prepared(folder: Path, *, overwrite: bool) -> Path:
 def _is_unfinished(folder: Path) -> bool:
     """Whether a demonstration was started here, and did not end."""
     try:
-        return json.loads((folder / RESULTS).read_text(encoding="utf-8")) == {"finished": False}
+        return bool(json.loads((folder / RESULTS).read_text(encoding="utf-8")) == {"finished": False})
     except (OSError, ValueError):
         return False
+
+
+def _values(result: DemoResult) -> dict[str, Any]:
+    """Turn the result into plain values, without where it happens to be."""
+    return {key: value for key, value in asdict(result).items() if key != "folder"} | {"gain": result.gain}
 
 
 def _write_results(folder: Path, values: dict[str, Any]) -> None:
@@ -223,7 +221,7 @@ def _train(folder: Path, seed: int, steps: int | None, report: Report) -> float:
     from svision_dask.training import train
 
     def on_step(progress: Progress) -> None:
-        report("train", progress.step, progress.steps)
+        report("train", progress.step, progress.steps, f"loss {progress.loss:.3g}")
 
     started = time.monotonic()
     model = train(open_volume(folder / MEASURED), factor=FACTOR, seed=seed, steps=steps, on_step=on_step)
@@ -237,7 +235,7 @@ def _enhance(folder: Path, report: Report) -> float:
 
     def on_region(progress: RunProgress) -> None:
         if progress.level == 0:
-            report("enhance", progress.done, progress.regions)
+            report("enhance", progress.done, progress.regions, "regions")
 
     started = time.monotonic()
     enhance_to_zarr(folder / MEASURED, folder / ENHANCED, model=folder / MODEL, overwrite=True, on_progress=on_region)
@@ -255,7 +253,7 @@ def _compare(folder: Path, phantom: Phantom, measured: Voxels, truth: Voxels) ->
 
 
 def _rivals(measured: Voxels, truth: Voxels, phantom: Phantom) -> list[tuple[str, Voxels]]:
-    """What is to be had without a network, each in its best form."""
+    """Make what is to be had without a network, each in its best form."""
     projected = max(
         (cubic_back_projected(measured, FACTOR, clamp=clamp) for clamp in (False, True)),
         key=lambda voxels: psnr(voxels, truth, data_range=phantom.photons),
@@ -292,9 +290,16 @@ def _draw(
         place=place,
         spacing=fine.spacing,
         white=phantom.photons,
-        caption=f"Simulated two-photon volume, seed {phantom.seed}. All panels: black 0, white {phantom.photons:g} photons, linear, nothing "
-        f"interpolated for display. PSNR and SSIM of the whole volume, data range {phantom.photons:g} photons.\n"
-        "The framed place was chosen by the truth alone: it is where coarse voxels hold most detail of their own.",
+        caption=_caption(phantom),
+    )
+
+
+def _caption(phantom: Phantom) -> str:
+    photons = f"{phantom.photons:g} photons"
+    return (
+        f"Simulated two-photon volume, seed {phantom.seed}. All panels: black is 0, white {photons}, linear, nothing "
+        f"interpolated for display. PSNR and SSIM: of the whole volume, data range {photons}.\n"
+        "The truth alone chose the framed place: it is where coarse voxels hold most detail of their own."
     )
 
 

@@ -143,10 +143,9 @@ def _enhance_tile(
     """Enhance one haloed tile of one channel and time point."""
     assert block_id is not None
     if block.dtype.kind == "f" and not np.isfinite(block).all():
-        count = int((~np.isfinite(block)).sum())
         raise ImageError(
-            f"tile {block_id} ({axes}): {count} of {block.size} voxels are NaN or infinite; all must be finite. "
-            "Fill them first: they would spread over the halo."
+            f"tile {block_id} ({axes}) holds voxels that are NaN or infinite; all must be finite. Fill them first: they "
+            "would spread over the halo."
         )
     own = channel + (block_id[axes.index("c")] if "c" in axes else 0)
     fine = model.refine(block.reshape(spatial_shape(axes, block.shape)), channel=own)

@@ -88,7 +88,7 @@ def draw_comparison(
 
 
 def informative_place(truth: npt.NDArray[Any], size: Shape, *, factor: Shape, ceiling: float) -> Box:
-    """Find where coarse voxels hold most detail of their own: the sum, over them, of the spread of the truth inside each.
+    """Find where coarse voxels hold most detail of their own: the sum of the truth's spread inside each.
 
     Only the truth decides, so that the place favours none of the volumes that are compared with it.
 
@@ -148,7 +148,9 @@ def _coarser(box: Box, factor: Shape) -> Box:
 
 def _check_whole_voxels(place: Box, panel: Panel) -> None:
     if any(s.start % f or s.stop % f for s, f in zip(place, panel.factor, strict=True)):
-        raise UsageError(f"place {place}: it cuts through voxels of {panel.title!r}, which span {panel.factor} fine ones.")
+        raise UsageError(
+            f"place {place}: it cuts through voxels of {panel.title!r}, which span {panel.factor} fine ones."
+        )
 
 
 def _extent(view: _View, axis: int, spacing: Vector) -> tuple[float, float]:
@@ -184,14 +186,20 @@ def _draw_frame(cell: Axes, place: Box, spacing: Vector) -> None:
 
 
 def _draw_scale_bar(cell: Axes, view: _View, spacing: Vector) -> None:
-    """A white bar of a round length, about a quarter of the width, with a dark edge that shows on bright ground."""
+    """Draw a bar of a round length, about a quarter of the width; its dark edge shows on bright ground."""
     from matplotlib.patheffects import withStroke
 
     (top, bottom), (left, right) = (_extent(view, axis, spacing) for axis in view.drawn)
     length = _round_length((right - left) / 4)
     x, y = left + 0.05 * (right - left), bottom - 0.06 * (bottom - top)
     ends = ([x, x + length], [y, y])
-    cell.plot(*ends, color="white", linewidth=3, solid_capstyle="butt", path_effects=[withStroke(linewidth=5, foreground="black")])
+    cell.plot(
+        *ends,
+        color="white",
+        linewidth=3,
+        solid_capstyle="butt",
+        path_effects=[withStroke(linewidth=5, foreground="black")],
+    )
     cell.text(
         x + length / 2,
         y - 0.02 * (bottom - top),

@@ -48,9 +48,9 @@ def psnr(image: Voxels, reference: Voxels, *, data_range: float, border: int = B
 def ssim(image: Voxels, reference: Voxels, *, data_range: float, border: int = BORDER) -> float:
     """Measure the structural similarity (Wang et al. 2004, doi:10.1109/TIP.2003.819861): at most 1, for equal images.
 
-    The window is a cube, or a square, of 7 voxels per side. Where an axis has fewer voxels inside the border, the window
-    is the largest odd number that fits, at least 3, along all axes: its values do not compare with those of other
-    windows. Axes of one voxel are dropped, so that a volume of one plane is measured as a plane.
+    The window is a cube, or a square, of 7 voxels per side. Where an axis has fewer voxels inside the border, the
+    window is the largest odd number that fits, at least 3, along all axes: its values do not compare with those of
+    other windows. Axes of one voxel are dropped, so that a volume of one plane is measured as a plane.
 
     Parameters
     ----------
@@ -72,12 +72,12 @@ def ssim(image: Voxels, reference: Voxels, *, data_range: float, border: int = B
     shortest = min(inner.shape, default=0)
     if shortest < 3:
         raise UsageError(
-            f"ssim of {image.shape} voxels: {inner.shape} are left inside a border of {border}; each axis needs 3 or more. "
+            f"ssim of {image.shape} voxels: {inner.shape} are left inside a border of {border}; each axis needs 3. "
             "Give a larger volume, or a smaller border."
         )
     window = min(WINDOW, shortest - 1 + shortest % 2)
     return float(
-        structural_similarity(
+        structural_similarity(  # type: ignore[no-untyped-call]  # skimage leaves it unannotated
             inner.astype(np.float64), inner_reference.astype(np.float64), data_range=data_range, win_size=window
         )
     )
@@ -90,6 +90,8 @@ def _inside(image: Voxels, reference: Voxels, data_range: float, border: int) ->
     if not (math.isfinite(data_range) and data_range > 0):
         raise UsageError(f"data_range {data_range}: give a positive number, such as the maximum of the reference.")
     if border < 0 or any(1 < n <= 2 * border for n in image.shape) or 0 in image.shape:
-        raise UsageError(f"volume of {image.shape} voxels: nothing is left inside a border of {border}. Give a smaller border.")
+        raise UsageError(
+            f"volume of {image.shape} voxels: nothing is left inside a border of {border}. Give a smaller border."
+        )
     core = tuple(slice(border, n - border) if n > 1 else slice(None) for n in image.shape)
     return image[core], reference[core]

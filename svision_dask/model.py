@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,17 @@ import numpy.typing as npt
 import torch
 
 from svision_dask.architecture import Architecture
-from svision_dask.errors import ModelError
-from svision_dask.geometry import SPATIAL, Shape
+from svision_dask.errors import ModelError, OutputError, UsageError
+from svision_dask.geometry import Shape
+from svision_dask.geometry import spatial_shape as spatial_shape
 from svision_dask.stage import Stage, trim
 
 FORMAT = 1
 """Version of the file's layout; raised when an older reader would misread a newer file."""
 MAX_BYTES = 64 * 2**20
 """A model of this kind has some kilobytes; anything above this is not one."""
+MAX_HEADER_BYTES = 4 * 2**20
+"""Of which most is the loss curve."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +40,12 @@ class Normalisation:
     """Standard deviation of the sample, outliers clipped, in the same units."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
-    """Everything needed to enhance, and to say how the model came about."""
+    """Everything needed to enhance, and to say how the model came about.
+
+    Models are the same if their ``digest`` is.
+    """
 
     architecture: Architecture
     stages: tuple[Stage, ...]
@@ -70,18 +78,23 @@ class Model:
         -------
         ndarray of float32
             Fine voxels (fz·z, fy·y, fx·x) of the box, in the input's intensity units.
+
+        Raises
+        ------
+        UsageError
+            If nothing is left of the box without its halo.
         """
         constants = self.normalisation[min(channel, len(self.normalisation) - 1)]
         box = tuple(n - 2 * h for n, h in zip(haloed.shape, self.halo, strict=True))
+        if min(box) < 1:
+            raise UsageError(f"box of {haloed.shape} voxels: with a halo of {self.halo} on each side, nothing is left.")
         with torch.inference_mode():
             voxels = torch.from_numpy(np.ascontiguousarray(haloed, dtype=np.float32))[None, None]
             voxels = (voxels - constants.offset) / constants.scale
-            done = (1, 1, 1)
             for stage in self.stages:
                 voxels = stage(voxels)
-                done = tuple(d * f for d, f in zip(done, stage.spec.factor, strict=True))
             # A later stage's reach need not be a multiple of the factor before it; the halo was rounded up.
-            spare = tuple((n - d * b) // 2 for n, d, b in zip(voxels.shape[2:], done, box, strict=True))
+            spare = tuple((n - f * b) // 2 for n, f, b in zip(voxels.shape[2:], self.factor, box, strict=True))
             voxels = trim(voxels, spare).mul(constants.scale).add_(constants.offset)
             return np.ascontiguousarray(voxels[0, 0].numpy())
 
@@ -100,10 +113,10 @@ class Model:
             )
 
     def to_bytes(self) -> bytes:
-        """The file's content; equal models give equal bytes."""
+        """Make the file's content; equal models give equal bytes."""
         from safetensors.torch import save
 
-        weights = {name: value.contiguous().clone() for name, value in _weights(self.stages).items()}
+        weights = {name: value.contiguous() for name, value in _weights(self.stages).items()}
         header = {
             "format": FORMAT,
             "architecture": self.architecture.to_json(),
@@ -113,17 +126,34 @@ class Model:
         }
         return bytes(save(weights, metadata={"svision_dask": json.dumps(header, sort_keys=True)}))
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the file's content."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def save(self, path: str | Path) -> Path:
-        """Write the model to ``path``, whole or not at all."""
+        """Write the model to ``path``, whole or not at all.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written; a file that was there is left as it was.
+        """
         path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(self.to_bytes())
-        return partial.replace(path)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        try:
+            partial.write_bytes(self.to_bytes())
+            return partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise OutputError(f"{path}: the model cannot be written ({error}). Choose another place.") from error
+
+    def __reduce__(self) -> tuple[Callable[[bytes], Model], tuple[bytes]]:
+        # A dask graph holds the model once per task; each process makes it once.
+        return _unpickled, (self.to_bytes(),)
+
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return ("svision_dask.Model", self.digest)
 
 
 def load_model(path: str | Path) -> Model:
@@ -138,8 +168,12 @@ def load_model(path: str | Path) -> Model:
     if not path.is_file():
         raise ModelError(f"{path}: no such model file. Make one with svision-dask train.")
     if path.stat().st_size > MAX_BYTES:
-        raise ModelError(f"{path}: {path.stat().st_size} bytes; a model has at most {MAX_BYTES}.")
-    return _from_bytes(path.read_bytes(), path)
+        raise ModelError(f"{path}: {path.stat().st_size} bytes; a model has at most {MAX_BYTES}. Is it another file?")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: the model cannot be read ({error}). Copy it here anew.") from error
+    return _from_bytes(content, str(path))
 
 
 @lru_cache(maxsize=2)
@@ -159,39 +193,61 @@ def load_model_once(path: str, digest: str) -> Model:
     return model
 
 
-def _from_bytes(content: bytes, path: Path) -> Model:
-    from safetensors import SafetensorError, safe_open
+@lru_cache(maxsize=2)
+def _unpickled(content: bytes) -> Model:
+    return _from_bytes(content, "pickled model")
+
+
+def _from_bytes(content: bytes, where: str) -> Model:
+    """Make a model from a file's content; ``where`` it came from is for the messages."""
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
+        header = _read_header(content)
+        written = header["format"]
+        if written != FORMAT:
+            raise ModelError(
+                f"{where}: a model of format {written!r}; this version reads {FORMAT}. Use the version that made it."
+            )
         weights = load(content)
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["svision_dask"])
-        if header["format"] != FORMAT:
-            raise ValueError(f"format {header['format']}, this version reads {FORMAT}")
         normalisation = tuple(
             Normalisation(offset=_finite(n["offset"]), scale=_positive(n["scale"])) for n in header["normalisation"]
         )
         scales = [_positive(value) for value in header["residual_scale"]]
+        described, provenance = header["architecture"], dict(header["provenance"])
         if not normalisation:
             raise ValueError("no normalisation")
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path}: not a model of svision-dask, or damaged ({error}). Train it anew.") from error
-    architecture = Architecture.from_json(header["architecture"])
+    except ModelError:
+        raise
+    except (SafetensorError, ArithmeticError, KeyError, RecursionError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise ModelError(f"{where}: not a model of svision-dask, or damaged ({reason}). Train it anew.") from error
+    architecture = Architecture.from_json(described)
     return Model(
         architecture=architecture,
-        stages=_with_weights(architecture, scales, weights, path),
+        stages=_with_weights(architecture, scales, weights, where),
         normalisation=normalisation,
-        provenance=dict(header.get("provenance", {})),
+        provenance=provenance,
     )
 
 
+def _read_header(content: bytes) -> Any:
+    """Read our part of a safetensors header: eight bytes of length, then JSON with strings under ``__metadata__``."""
+    length = int.from_bytes(content[:8], "little")
+    if length > min(len(content) - 8, MAX_HEADER_BYTES):
+        raise ValueError(f"a header of {length} bytes in a file of {len(content)}")
+    return json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["svision_dask"])
+
+
 def _with_weights(
-    architecture: Architecture, scales: list[float], weights: dict[str, torch.Tensor], path: Path
+    architecture: Architecture, scales: list[float], weights: dict[str, torch.Tensor], where: str
 ) -> tuple[Stage, ...]:
     """Rebuild the stages and fill in their weights, which must be exactly those that the architecture names."""
     if len(scales) != len(architecture.stages):
-        raise ModelError(f"{path}: {len(scales)} residual scales for {len(architecture.stages)} stages; train it anew.")
+        raise ModelError(
+            f"{where}: {len(scales)} residual scales for {len(architecture.stages)} stages; train it anew."
+        )
     stages = tuple(
         Stage(spec, architecture.axes, residual_scale=scale)
         for spec, scale in zip(architecture.stages, scales, strict=True)
@@ -200,9 +256,9 @@ def _with_weights(
     found = {name: (tuple(value.shape), value.dtype) for name, value in weights.items()}
     if expected != found:
         odd = sorted(set(expected.items()) ^ set(found.items()))[0]
-        raise ModelError(f"{path}: weights do not fit the architecture, first at {odd[0]} {odd[1][0]}; train it anew.")
+        raise ModelError(f"{where}: weights do not fit the architecture, first {odd[0]} {odd[1][0]}; train it anew.")
     if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
-        raise ModelError(f"{path}: weights that are not finite; train it anew.")
+        raise ModelError(f"{where}: weights that are not finite; train it anew.")
     for index, stage in enumerate(stages):
         prefix = f"stage{index}."
         stage.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
@@ -224,8 +280,3 @@ def _positive(value: Any) -> float:
     if _finite(value) <= 0:
         raise ValueError(f"{value!r} is not positive")
     return float(value)
-
-
-def spatial_shape(axes: str, shape: Shape) -> Shape:
-    """Sizes for z, y, x; a plane is a volume of one slice."""
-    return tuple(shape[axes.index(axis)] if axis in axes else 1 for axis in SPATIAL)

@@ -1,58 +1,103 @@
-"""Whether the output may be made where the user wants it; nothing is deleted that is not an OME-Zarr."""
+"""Whether a result may be made where the user wants it; nothing is deleted that is not one OME-Zarr image."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import uuid
 from pathlib import Path
 
-from svision_dask.errors import OutputError
-from svision_dask.omezarr import is_omezarr, read_provenance
+from svision_dask.errors import ImageError, OutputError
+from svision_dask.omezarr import describe_omezarr, is_omezarr, read_provenance
 
 
 def check_output(output: str | Path, source: str | Path | None, *, overwrite: bool) -> None:
-    """Check, before any work, that ``output`` can be made.
+    """Check, before any work, that the folder ``output`` can be made from ``source``.
 
     Raises
     ------
     OutputError
         If it is the input, lies inside it or contains it; if it exists and is not to be, or must not be, replaced; if
-        its folder cannot be made.
+        it cannot be written there.
     """
-    target = Path(output).absolute()
-    resolved = target.resolve()
     if source is not None:
-        given = Path(source).resolve()
-        if resolved == given:
-            raise OutputError(f"{output}: the output is the input. Choose another name.")
-        if given.is_dir() and given in resolved.parents:
-            raise OutputError(f"{output}: the output lies inside the input {source}. Choose a place outside it.")
-        if resolved in given.parents:
-            raise OutputError(f"{output}: the output contains the input {source}. Choose another name.")
-    blocking = next((p for p in target.parents if p.exists() and not p.is_dir()), None)
-    if blocking is not None:
-        raise OutputError(f"{output}: {blocking} is a file. Choose another folder.")
-    if target.exists() or target.is_symlink():
-        _check_existing(target, overwrite=overwrite)
+        _check_apart(Path(output), Path(source))
+    _check_folder(Path(output))
+    _check_existing(Path(output), overwrite=overwrite)
+
+
+def check_new_file(path: str | Path) -> None:
+    """Check, before any work, that the file ``path`` can be made in a folder that is there, replacing nothing.
+
+    Raises
+    ------
+    OutputError
+        If it exists, its folder does not, or it cannot be written there.
+    """
+    target = Path(path).absolute()
+    if os.path.lexists(target):
+        raise OutputError(f"{path} exists; a model file is never replaced. Choose another name.")
+    if not target.parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {target.parent}. Make it, or choose another one.")
+    _check_folder(target)
 
 
 def remove_existing(output: str | Path) -> None:
     """Delete an output that ``check_output`` allowed to replace."""
-    target = Path(output)
+    target = Path(output).absolute()
     if target.is_dir():
-        shutil.rmtree(target)
+        # Under its own name a half-deleted image would still look finished.
+        doomed = target.with_name(f".{target.name}.{uuid.uuid4().hex}.removing")
+        shutil.rmtree(target.rename(doomed))
 
 
-def _check_existing(target: Path, *, overwrite: bool) -> None:
-    if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
+def _check_apart(output: Path, source: Path) -> None:
+    target, given = output.resolve(), source.resolve()
+    if _same(target, given):
+        raise OutputError(f"{output}: the output is the input. Choose another name.")
+    if any(_same(folder, given) for folder in target.parents):
+        raise OutputError(f"{output}: the output lies inside the input {source}. Choose a place outside it.")
+    if any(_same(target, folder) for folder in given.parents):
+        raise OutputError(f"{output}: the output contains the input {source}. Choose another name.")
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether both are one file or folder; where upper and lower case do not count, names may differ."""
+    return one == other or (one.exists() and other.exists() and one.samefile(other))
+
+
+def _check_folder(output: Path) -> None:
+    folder = next(folder for folder in output.absolute().parents if os.path.lexists(folder))
+    if not folder.is_dir():
+        raise OutputError(f"{output}: {folder} is not a folder. Choose another place.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{output}: {folder} is not writable. Choose another place, or change its rights.")
+
+
+def _check_existing(output: Path, *, overwrite: bool) -> None:
+    if not os.path.lexists(output) or _is_empty_folder(output):
         return
-    ours = target.is_dir() and not target.is_symlink() and is_omezarr(target)
-    if not ours:
-        raise OutputError(f"{target}: exists and is not an OME-Zarr; it is never replaced. Choose another name.")
+    what = _replaceable(output)
+    if what is None:
+        raise OutputError(
+            f"{output} exists and is not one OME-Zarr image; it is never replaced. Choose another name, or remove it."
+        )
     if not overwrite:
-        state = _state(target)
-        raise OutputError(f"{target}: exists ({state}). Use --overwrite to replace it, or choose another name.")
+        raise OutputError(f"{output} exists: {what}. Use --overwrite to replace it, or choose another name.")
 
 
-def _state(target: Path) -> str:
-    state = read_provenance(target).get("state")
-    return {"complete": "a finished output", "incomplete": "an unfinished output"}.get(str(state), "not made by svision-dask")
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+
+
+def _replaceable(path: Path) -> str | None:
+    """Say what is at ``path`` if that is one OME-Zarr image, finished or not; a link or a collection is none."""
+    if path.is_symlink() or not is_omezarr(path):
+        return None
+    try:
+        if read_provenance(path).get("state") == "incomplete":
+            return "an unfinished output of svision-dask"
+        found = describe_omezarr(path)
+    except ImageError:
+        return None
+    return "a finished output of svision-dask" if found.provenance else "an OME-Zarr that svision-dask did not make"

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 
 from svision_dask.architecture import CUBIC_REACH
-from svision_dask.geometry import Shape
+from svision_dask.errors import SampleError
+from svision_dask.geometry import SPATIAL, Shape
 from svision_dask.noise_estimate import Noise
 from svision_dask.resample import degrade
 from svision_dask.volume import mirror_pad
@@ -26,7 +27,7 @@ class Scale:
     fine: torch.Tensor
     """(1, 1, fz·z, fy·y, fx·x) without the halo: what the network shall predict."""
     missing_noise: tuple[float, float]
-    """Floor and gain of the variance to add to ``coarse``, in standardised units: ``floor + gain · max(v + shift, 0)``."""
+    """Floor and gain of the variance to add to ``coarse``: ``floor + gain · max(v + shift, 0)``, standardised."""
     shift: float
     """Offset over scale of the channel, to get back to intensities."""
 
@@ -89,7 +90,15 @@ def make_pairs(
         1 or more; applied to the axes that the stage refines.
     noise, offsets, scales
         Per channel: noise in intensity units, and the constants that standardised it.
+
+    Raises
+    ------
+    SampleError
+        If an axis is too short to be reduced.
     """
+    for axis, n, f in zip(SPATIAL, voxels.shape[1:], factor, strict=True):
+        if n < f:
+            raise SampleError(f"sample of {n} voxel along {axis}: at least {f} are needed. Use --factor {axis}=1.")
     made = []
     for channel, model, offset, scale in zip(voxels, noise, offsets, scales, strict=True):
         for zoom in zooms:

@@ -152,6 +152,7 @@ def enhance_to_zarr(
     trained = model if isinstance(model, Model) else load_model(model)
     check_model(trained, volume)
     plan = plan or plan_volume(volume, trained.architecture, output=output, dtype=dtype, wishes=wishes)
+    Path(output).absolute().parent.mkdir(parents=True, exist_ok=True)
     path = Path(model) if isinstance(model, (str, Path)) else trained.save(model_path_beside(output, trained))
     task = EnhanceTask(
         volume=volume,
@@ -230,7 +231,6 @@ def _make_image(
     """Create the store, fill level 0 by ``task``, coarsen it level by level, and publish."""
     levels = pyramid_grids(plan.fine)
     remove_existing(output)
-    Path(output).absolute().parent.mkdir(parents=True, exist_ok=True)
     create_store(
         output, levels, dtype=plan.dtype, chunks=plan.chunk, shards=plan.shard, version=plan.version, attributes=about
     )

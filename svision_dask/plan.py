@@ -218,7 +218,7 @@ def plan_enhancement(
     processes = min(wishes.workers or machine.cores, count)
     memory = wishes.worker_memory_bytes or machine.memory_bytes // processes
     tile = _tile(
-        coarse, region, factor, full_halo, wishes, lambda t: tile_bytes(_zyx(coarse.axes, t)), memory - region_bytes
+        coarse, region, factor, full_halo, wishes, lambda t: region_bytes + tile_bytes(_zyx(coarse.axes, t)), memory
     )
     worker_bytes = region_bytes + tile_bytes(_zyx(coarse.axes, tile))
     if worker_bytes > memory:
@@ -325,7 +325,7 @@ def _enough_regions(fine: Grid, region: Shape, chunk: Shape) -> Shape:
 
 
 def _tile(
-    coarse: Grid, region: Shape, factor: Shape, halo: Shape, wishes: Wishes, cost: Callable[[Shape], int], budget: int
+    coarse: Grid, region: Shape, factor: Shape, halo: Shape, wishes: Wishes, cost: Callable[[Shape], int], memory: int
 ) -> Shape:
     limit = tuple(
         min(-(-r // f), n) if axis in SPATIAL else 1
@@ -341,19 +341,19 @@ def _tile(
                     f"axis {axis}: a tile of {t} voxels is shorter than its halo of {h}. Use --tile {axis}={h} or more."
                 )
         return tile
-    tile_that_fits = largest_tile(limit, halo, lambda t: _fits(cost, t, budget))
+    tile_that_fits = largest_tile(limit, halo, lambda t: _fits(cost, t, memory))
     if tile_that_fits is None:
         smallest = tuple(min(max(h, 1), n) for h, n in zip(halo, limit, strict=True))
         raise PlanError(
-            f"no tile fits: even {smallest} coarse voxels with halo {halo} need {cost(smallest) / 2**20:.0f} MiB beside the "
-            f"region's buffers; {max(budget, 0) / 2**20:.0f} MiB are left. Use smaller --shards, fewer --workers, or more --memory."
+            f"one worker needs {cost(smallest) / 2**20:.0f} MiB for a region of {region} with the smallest tile, {smallest} "
+            f"and a halo of {halo}; it may use {memory / 2**20:.0f} MiB. Use smaller --shards, fewer --workers, or more --memory."
         )
     return tile_that_fits
 
 
-def _fits(cost: Callable[[Shape], int], tile: Shape, budget: int) -> bool:
+def _fits(cost: Callable[[Shape], int], tile: Shape, memory: int) -> bool:
     try:
-        return cost(tile) <= budget
+        return cost(tile) <= memory
     except ValueError:
         return False
 

@@ -18,7 +18,7 @@ from svision_dask.errors import RegionError, SvisionError
 from svision_dask.geometry import Shape
 from svision_dask.model import load_model_once
 from svision_dask.omezarr_write import open_level
-from svision_dask.plan import Plan, Region
+from svision_dask.plan import Plan, Region, Regions
 from svision_dask.pyramid import block_mean
 from svision_dask.volume import Volume, read_mirrored
 
@@ -111,12 +111,17 @@ class CoarsenTask:
 
     def __call__(self, region: Region) -> Receipt:
         """Make one region of ``level``."""
-        finer = open_level(self.output, self.level - 1)
-        source = tuple(
-            slice(a * f, min(b * f, n)) for a, b, f, n in zip(region.start, region.stop, self.factor, finer.shape, strict=True)
-        )
-        block = block_mean(np.asarray(finer[source]), self.factor)
-        return write_checked(open_level(self.output, self.level, "r+"), region, block)
+        finer, coarser = open_level(self.output, self.level - 1), open_level(self.output, self.level, "r+")
+        shape = tuple(b - a for a, b in zip(region.start, region.stop, strict=True))
+        block = np.empty(shape, coarser.dtype)
+        # Chunk by chunk: the sums behind the means of a whole region would take many times its memory.
+        for part in Regions(shape=shape, unit=coarser.chunks):
+            source = tuple(
+                slice((r + a) * f, min((r + b) * f, n))
+                for r, a, b, f, n in zip(region.start, part.start, part.stop, self.factor, finer.shape, strict=True)
+            )
+            block[part.box] = block_mean(np.asarray(finer[source]), self.factor)
+        return write_checked(coarser, region, block)
 
 
 def write_checked(array: zarr.Array[Any], region: Region, block: npt.NDArray[Any]) -> Receipt:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from svision_dask.architecture import CUBIC_REACH, KERNEL_STEP
 from svision_dask.geometry import Shape
 
 
-def cubic_kernel(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def cubic_kernel(distance: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
     """Keys' cubic convolution kernel with a = −1/2 (IEEE Trans. ASSP 29, 1981, eq. 15)."""
     d = np.abs(distance)
     near = 1.5 * d**3 - 2.5 * d**2 + 1
@@ -91,10 +92,7 @@ def correction_kernel(factor: Shape, back_projections: int, radius: int) -> npt.
     for _ in range(back_projections):
         total = 1 + (1 - spectrum) * total
     kernel = np.fft.fftshift(np.real(np.fft.ifftn(total)))
-    keep = tuple(
-        slice(formal - min(radius, formal), formal + min(radius, formal) + 1) if f == 2 else slice(0, 1) for f in factor
-    )
-    return np.ascontiguousarray(kernel[keep])
+    return np.ascontiguousarray(kernel[_core(factor, formal, min(radius, formal))])
 
 
 @lru_cache(maxsize=16)
@@ -110,14 +108,18 @@ def kernel_radius(factor: Shape, back_projections: int, tolerance: float) -> int
     kernel = np.abs(correction_kernel(factor, back_projections, formal))
     total = kernel.sum()
     for radius in range(formal):
-        core = tuple(slice(formal - radius, formal + radius + 1) if f == 2 else slice(0, 1) for f in factor)
-        if total - kernel[core].sum() <= tolerance:
+        if total - kernel[_core(factor, formal, radius)].sum() <= tolerance:
             return radius
     return formal
 
 
+def _core(factor: Shape, formal: int, radius: int) -> tuple[slice, ...]:
+    """Select the part within ``radius`` of the middle of a kernel that reaches ``formal`` voxels."""
+    return tuple(slice(formal - radius, formal + radius + 1) if f == 2 else slice(0, 1) for f in factor)
+
+
 def _coarse_filter_spectrum(size: int) -> npt.NDArray[np.float64]:
-    """Transform of A = D U along one axis; real, because A is symmetric."""
+    """Transform A = D U along one axis; real, because A is symmetric."""
     even, down = upsample_taps(), degrade_taps()
     # The fine response to one coarse voxel: fine voxels 2i − 3 … 2i + 4, where odd and even ones alternate.
     response = np.zeros(8)
@@ -129,7 +131,7 @@ def _coarse_filter_spectrum(size: int) -> npt.NDArray[np.float64]:
 
 
 def _changed(factor: Sequence[int]) -> list[int]:
-    """Tensor axes that this stage refines."""
+    """List the tensor axes that this stage refines."""
     return [axis + 2 for axis, f in enumerate(factor) if f == 2]
 
 

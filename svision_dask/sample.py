@@ -10,15 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from svision_dask.errors import SampleError, UsageError
-from svision_dask.geometry import SPATIAL, Shape
-from svision_dask.model import Normalisation, spatial_shape
+from svision_dask.geometry import SPATIAL, Shape, spatial_shape
+from svision_dask.model import Normalisation
 from svision_dask.volume import Box, Volume
 
 EXTENT = {2: (1, 2048, 2048), 3: (96, 256, 256)}
 """Voxels (z, y, x) of a sample, for planes and for volumes; volumes with fewer voxels are taken whole."""
 PROBE = {2: (1, 256, 256), 3: (16, 64, 64)}
 """Voxels (z, y, x) read to judge a candidate."""
-CANDIDATES = 32
+CANDIDATES = 64
+"""Boxes to judge, at most; of more, some are drawn at random."""
 OUTLIERS = 0.1
 """Percent of the voxels at each end that do not count for the intensity constants: hot pixels, dead lines."""
 
@@ -58,16 +59,11 @@ def read_sample(volume: Volume, *, box: Mapping[str, slice] | None = None, seed:
     voxels = _read(volume, chosen)
     if not np.isfinite(voxels).all():
         raise SampleError(
-            f"{_text(chosen)} of {volume.name}: {int((~np.isfinite(voxels)).sum())} of {voxels.size} voxels are NaN or "
-            "infinite; all must be finite. Choose another place with --sample."
+            f"{_text(chosen)}: {int((~np.isfinite(voxels)).sum())} of {voxels.size} voxels are NaN or infinite; "
+            "all must be finite. Choose another place with --sample."
         )
-    return Sample(
-        voxels=voxels,
-        box=chosen,
-        normalisation=tuple(
-            _constants(voxels[c], f"channel {c} in {_text(chosen)} of {volume.name}") for c in range(len(voxels))
-        ),
-    )
+    normalisation = tuple(_constants(v, f"{_text(chosen)}, channel {c}") for c, v in enumerate(voxels))
+    return Sample(voxels=voxels, box=chosen, normalisation=normalisation)
 
 
 def _constants(voxels: npt.NDArray[np.float32], where: str) -> Normalisation:
@@ -89,39 +85,40 @@ def _given_box(volume: Volume, box: Mapping[str, slice]) -> Box:
         raise UsageError(f"sample: no axis {','.join(unknown)}; the volume's axes are {volume.grid.axes}.")
     slices = []
     for axis, size in sizes.items():
-        start, stop, _ = box.get(axis, slice(None)).indices(size)
-        asked = box.get(axis, slice(None)).stop
-        if stop - start < 1 or (asked is not None and asked > size):
-            raise UsageError(
-                f"sample {axis}={_span(box[axis])}: axis {axis} has {size} voxels. Give start:stop inside it."
-            )
+        asked = box.get(axis, slice(None))
+        start, stop, step = asked.indices(size)
+        if stop - start < 1 or step != 1 or (asked.stop or 0) > size:
+            raise UsageError(f"sample {axis}={_span(asked)}: axis {axis} has {size} voxels. Give start:stop inside it.")
         slices.append(slice(start, stop))
     return tuple(slices)
 
 
 def _informative_box(volume: Volume, seed: int) -> Box:
-    """The candidate whose middle has most structure: the spread of voxels averaged over 2×2, where noise counts less."""
+    """Pick the candidate with most structure in its middle."""
     dimensions = len(volume.grid.spatial)
     shape = spatial_shape(volume.grid.axes, volume.grid.shape)
-    extent = _extent(shape, math.prod(EXTENT[dimensions]), EXTENT[dimensions])
-    starts = [sorted({min(i * e, n - e) for i in range(-(-n // e))}) for n, e in zip(shape, extent, strict=True)]
-    count = math.prod(len(s) for s in starts)
-    if count == 1:
-        return tuple(slice(0, n) for n in shape)
-    rng = np.random.default_rng(seed)
-    numbers = (
-        np.sort(rng.choice(count, size=min(count, CANDIDATES), replace=False)) if count < 2**31 else range(CANDIDATES)
-    )
-    corners = [
-        tuple(s[i] for s, i in zip(starts, np.unravel_index(number, [len(s) for s in starts]), strict=True))
-        for number in numbers
-    ]
-    scores = [_structure(volume, corner, extent, PROBE[dimensions]) for corner in corners]
-    best = corners[int(np.argmax(scores))]
-    return tuple(slice(a, a + e) for a, e in zip(best, extent, strict=True))
+    extent = _extent(shape, EXTENT[dimensions])
+    corners = _corners(shape, extent, seed)
+    if len(corners) > 1:
+        scores = [_structure(volume, corner, extent, PROBE[dimensions]) for corner in corners]
+        corners = [corners[int(np.argmax(scores))]]
+    return tuple(slice(a, a + e) for a, e in zip(corners[0], extent, strict=True))
+
+
+def _corners(shape: Shape, extent: Shape, seed: int) -> list[Shape]:
+    """List the first voxels of boxes side by side, the last ones moved back into the volume; some, if there are many.
+
+    They are numbered and drawn, never listed in full: a volume may hold millions.
+    """
+    counts = [-(-n // e) for n, e in zip(shape, extent, strict=True)]
+    total = math.prod(counts)
+    drawn = np.random.default_rng(seed).choice(total, size=min(total, CANDIDATES), replace=False)
+    places = np.stack(np.unravel_index(np.sort(drawn), counts), axis=1).tolist()
+    return [tuple(min(i * e, n - e) for i, e, n in zip(place, extent, shape, strict=True)) for place in places]
 
 
 def _structure(volume: Volume, corner: Shape, extent: Shape, probe: Shape) -> float:
+    """Measure the spread of the voxels in the middle of a box, averaged over 2×2, where noise counts less."""
     size = tuple(min(p, e) for p, e in zip(probe, extent, strict=True))
     first = tuple(a + (e - s) // 2 for a, e, s in zip(corner, extent, size, strict=True))
     voxels = _read(volume, tuple(slice(a, a + s) for a, s in zip(first, size, strict=True)))
@@ -132,8 +129,9 @@ def _structure(volume: Volume, corner: Shape, extent: Shape, probe: Shape) -> fl
     return float(means.std(axis=(1, 2, 3)).sum())
 
 
-def _extent(shape: Shape, voxels: int, default: Shape) -> Shape:
-    """``default``, and more along the other axes where the volume is thinner than it."""
+def _extent(shape: Shape, default: Shape) -> Shape:
+    """Fit ``default`` to the volume, with more along the other axes where the volume is thinner than it."""
+    voxels = math.prod(default)
     if math.prod(shape) <= voxels:
         return shape
     extent = [min(d, n) for d, n in zip(default, shape, strict=True)]
@@ -160,4 +158,4 @@ def _text(box: Box) -> str:
 
 
 def _span(window: slice) -> str:
-    return f"{window.start}:{window.stop}"
+    return ":".join("" if end is None else str(end) for end in (window.start, window.stop))

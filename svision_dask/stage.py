@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -43,22 +41,21 @@ class Stage(nn.Module):
         return fine.add_(residual, alpha=self.residual_scale)
 
     def residual(self, coarse: torch.Tensor) -> torch.Tensor:
-        """The network's output on the fine grid; for an ensemble, the mean over lateral flips and rotations."""
+        """Apply the network, and put its output on the fine grid; an ensemble is the mean over its members."""
         if not self.spec.ensemble:
-            return interleave(self.network(coarse), self.spec.factor)
-        total: torch.Tensor | None = None
-        members = list(self._orientations())
-        for flips, swap in members:
-            turned = coarse.flip(flips)
-            turned = turned.transpose(3, 4) if swap else turned
-            member = interleave(self.network(turned), self.spec.factor)
-            member = (member.transpose(3, 4) if swap else member).flip(flips)
-            total = member if total is None else total.add_(member)
-        assert total is not None
+            return self.one_pass(coarse)
+        members = self._orientations()
+        total = self._member(coarse, *members[0])
+        for flips, swap in members[1:]:
+            total.add_(self._member(coarse, flips, swap))
         return total.div_(len(members))
 
+    def one_pass(self, coarse: torch.Tensor) -> torch.Tensor:
+        """Apply the network once, and put its output on the fine grid: what training fits."""
+        return interleave(self.network(coarse), self.spec.factor)
+
     def correct(self, coarse: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
-        """All back projections at once: ``y₀ + U K (x − D y₀)``; D and U run once, K on the coarse grid.
+        """Apply all back projections at once: ``y₀ + U K (x − D y₀)``; D and U run once, K on the coarse grid.
 
         Cubic interpolation and reduction commute with flips and rotations, so correcting an ensemble's mean is the
         same as correcting its members and then averaging.
@@ -72,16 +69,21 @@ class Stage(nn.Module):
         lost = tuple(f * (2 * c + k) for f, c, k in zip(factor, cubic, kernel, strict=True))
         return trim(fine, lost) + upsample(error, factor)
 
-    def _orientations(self) -> Iterator[tuple[list[int], bool]]:
-        """Lateral flips, and with each the exchange of y and x where both are refined alike and both exist."""
-        lateral = [axis for axis in (3, 4) if self.network.reach[axis - 2]]
-        square = len(lateral) == 2 and self.spec.factor[1] == self.spec.factor[2]
-        for flips in ([], *([axis] for axis in lateral), lateral) if len(lateral) == 2 else ([], lateral):
-            for swap in (False, True) if square else (False,):
-                yield flips, swap
+    def _member(self, coarse: torch.Tensor, flips: list[int], swap: bool) -> torch.Tensor:
+        """Flip, turn, apply the network; then undo both in the opposite order."""
+        turned = coarse.flip(flips)
+        turned = turned.transpose(3, 4) if swap else turned
+        fine = self.one_pass(turned)
+        return (fine.transpose(3, 4) if swap else fine).flip(flips)
+
+    def _orientations(self) -> list[tuple[list[int], bool]]:
+        """List the lateral flips, each with and without the exchange of y and x where both are refined alike."""
+        square = self.spec.factor[1] == self.spec.factor[2]
+        swaps = (False, True) if square else (False,)
+        return [(flips, swap) for flips in ([], [3], [4], [3, 4]) for swap in swaps]
 
     def _per_axis(self, voxels: int) -> Shape:
-        """``voxels`` on the axes that this stage refines."""
+        """Count ``voxels`` on the axes that this stage refines, 0 on the others."""
         return tuple(voxels * (f == 2) for f in self.spec.factor)
 
 

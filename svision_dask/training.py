@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from svision_dask.architecture import CUBIC_REACH, Architecture, Preset, architecture
-from svision_dask.errors import SampleError
-from svision_dask.geometry import SPATIAL, Factor, Shape, parse_factor
-from svision_dask.model import Model, Normalisation, spatial_shape
+from svision_dask.errors import SampleError, UsageError
+from svision_dask.geometry import SPATIAL, Factor, Shape, parse_factor, spatial_shape
+from svision_dask.model import Model, Normalisation
 from svision_dask.noise_estimate import Noise, estimate_noise
 from svision_dask.pairs import Pairs, make_pairs
 from svision_dask.resample import kernel_radius, upsample
@@ -114,10 +114,14 @@ def train(
     Raises
     ------
     UsageError
-        If the factor, the preset or the sample is not allowed.
+        If the factor, the preset, the sample, the seed or the number of steps is not allowed.
     SampleError
         If there is nothing to learn from in the sample.
     """
+    if steps is not None and steps < 1:
+        raise UsageError(f"{steps} steps: training needs at least 1. Use --steps {SETTINGS['fast'].steps}.")
+    if seed < 0:
+        raise UsageError(f"seed {seed}: allowed are 0 and above. Use --seed 0.")
     per_axis = parse_factor(factor, volume.grid.axes)
     design = design_for(volume.grid.axes, per_axis, preset=preset, tolerance=tolerance)
     chosen = read_sample(volume, box=sample, seed=seed)
@@ -128,16 +132,13 @@ def train(
 
 
 def design_for(axes: str, factor: Shape, *, preset: Preset, tolerance: float = TOLERANCE) -> Architecture:
-    """The architecture that ``train`` would train: what a plan needs, before anything is read.
+    """Make the architecture that ``train`` would train: what a plan needs, before anything is read.
 
     ``factor`` has one entry per axis of ``axes``.
     """
     spatial = spatial_shape(axes, factor)
-    first = tuple(min(f, 2) for f in spatial)
     uncut = architecture(preset, spatial, "".join(a for a in axes if a in SPATIAL))
-    radius = (
-        kernel_radius(first, uncut.stages[0].back_projections, tolerance) if uncut.stages[0].back_projections else 0
-    )
+    radius = max(kernel_radius(stage.factor, stage.back_projections, tolerance) for stage in uncut.stages)
     return architecture(preset, spatial, uncut.axes, kernel_radius=radius)
 
 
@@ -207,7 +208,7 @@ def train_stage(
     for step in range(settings.steps):
         coarse, fine = pairs.draw(rng, settings.patch, settings.batch)
         wanted = (fine - interpolated(coarse, pairs)) / stage.residual_scale
-        loss = settings.loss(stage.residual(coarse), wanted)
+        loss = settings.loss(stage.one_pass(coarse), wanted)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         torch.nn.utils.clip_grad_norm_(stage.network.parameters(), 1.0)
@@ -224,13 +225,13 @@ def train_stage(
 
 
 def interpolated(coarse: torch.Tensor, pairs: Pairs) -> torch.Tensor:
-    """Cubic interpolation of the part of ``coarse`` that the network predicts."""
+    """Apply cubic interpolation to the part of ``coarse`` that the network predicts."""
     margin = tuple(h - CUBIC_REACH * (f == 2) for h, f in zip(pairs.halo, pairs.factor, strict=True))
     return upsample(trim(coarse, margin), pairs.factor)
 
 
 def _residual_scale(pairs: Pairs) -> float:
-    """Root mean square of what cubic interpolation leaves at zoom 1, over all channels, in standardised units."""
+    """Root mean square of what cubic interpolation leaves, over all zooms and channels, in standardised units."""
     squares = [float((s.fine - interpolated(s.coarse, pairs)).square().mean()) for s in pairs.scales]
     return max(math.sqrt(sum(squares) / len(squares)), 1e-6)
 
@@ -241,14 +242,14 @@ def _rate(step: int, steps: int) -> float:
 
 
 def _enhanced(voxels: npt.NDArray[np.float32], stage: Stage, axes: str) -> npt.NDArray[np.float32]:
-    """Standardised voxels (c, z, y, x) one stage finer, with mirrored faces."""
+    """Make standardised voxels (c, z, y, x) one stage finer, with mirrored faces."""
     design = Architecture(axes=axes, stages=(stage.spec,))
     step = Model(architecture=design, stages=(stage,), normalisation=(Normalisation(offset=0.0, scale=1.0),))
     return np.stack([step.refine(mirror_pad(channel, design.halo)) for channel in voxels])
 
 
 def _middle(voxels: npt.NDArray[np.float32], limit: int) -> npt.NDArray[np.float32]:
-    """The middle of (c, z, y, x) with at most ``limit`` voxels per channel."""
+    """Cut out the middle of (c, z, y, x), with at most ``limit`` voxels per channel."""
     size = list(voxels.shape[1:])
     while math.prod(size) > limit:
         size[size.index(max(size))] = -(-max(size) // 2)

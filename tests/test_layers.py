@@ -16,8 +16,9 @@ LAYERS = (
     {"network", "neurites", "noise", "resample", "volume"},
     {"model", "sample", "pyramid", "simulate", "neurites", "formats"}
     | {"omezarr", "omezarr_metadata", "omezarr_write", "tiff", "tiff_metadata", "tiff_planes"},
-    {"train", "enhance", "metrics", "selfcheck"},
-    {"regions", "cluster", "demo"},
+    {"train", "enhance", "metrics", "selfcheck", "baselines"},
+    {"regions", "cluster", "figure"},
+    {"demo"},
     {"cli", "__main__", "__init__"},
 )
 LAYER = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
@@ -37,7 +38,6 @@ WITHIN_LAYER = {
     ("selfcheck", "enhance"),
     ("selfcheck", "metrics"),
     ("regions", "cluster"),
-    ("demo", "regions"),
     ("__main__", "cli"),
 }
 """The only imports between modules of one layer: (importer, imported)."""
@@ -65,11 +65,13 @@ LIBRARIES = {
     "pyramid": {"numpy"},
     "train": {"numpy", "torch"},
     "enhance": {"dask", "numpy", "torch"},
-    "metrics": {"numpy", "scipy", "skimage"},
+    "metrics": {"numpy", "skimage"},
+    "baselines": {"numpy", "scipy", "torch"},
     "selfcheck": {"numpy"},
     "regions": {"dask", "distributed", "numpy", "zarr"},
     "cluster": {"dask", "distributed"},
-    "demo": {"matplotlib", "numpy"},
+    "figure": {"matplotlib", "numpy"},
+    "demo": {"numpy", "tifffile"},
     "cli": {"click", "rich"},
     "__main__": set(),
     "__init__": set(),

@@ -1,0 +1,87 @@
+"""What a worker reads, holds and computes for its regions, as a function of the tile. Integers only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from svision_dask.geometry import Shape, spatial_shape
+
+PROCESS_BYTES = 400 * 2**20
+"""Resident memory of a worker before its first region: the interpreter, dask, zarr and torch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """The work on one volume that is cut into regions; tuples have one entry per axis, in coarse voxels."""
+
+    axes: str
+    shape: Shape
+    """Of the volume."""
+    region: Shape
+    """At the volume's end it is cut off."""
+    halo: Shape
+    """Per side."""
+    itemsize: int
+    """Bytes of a coarse voxel as it is read."""
+    output_bytes: int
+    """Of one region."""
+    tile_bytes: Callable[[Shape], int]
+    """Memory of one forward pass over a tile (z, y, x), in bytes; raises ValueError where a tile is too large."""
+
+    @property
+    def largest_tile(self) -> Shape:
+        """A tile that covers a region, or the volume."""
+        return tuple(min(r, n) for r, n in zip(self.region, self.shape, strict=True))
+
+    def worker_bytes(self, tile: Shape) -> int:
+        """Peak resident memory of one worker.
+
+        The output exists as tiles and joined, then joined and encoded, then joined and read back: twice at any time.
+        The input exists as read and with its mirrored faces.
+        """
+        haloed = math.prod(-(-r // t) * t + 2 * h for r, t, h in zip(self.region, tile, self.halo, strict=True))
+        buffers = 2 * haloed * self.itemsize + 2 * self.output_bytes
+        return PROCESS_BYTES + buffers + self.tile_bytes(spatial_shape(self.axes, tile))
+
+    def fits(self, tile: Shape, memory_bytes: int) -> bool:
+        """Say whether one worker gets along with ``memory_bytes``."""
+        try:
+            return self.worker_bytes(tile) <= memory_bytes
+        except ValueError:
+            return False
+
+    def redundancy(self, tile: Shape) -> float:
+        """Coarse voxels that enter forward passes, per coarse voxel of the volume."""
+        share = 1.0
+        for n, r, t, h in zip(self.shape, self.region, tile, self.halo, strict=True):
+            whole, rest = divmod(n, r)
+            share *= (whole * -(-r // t) + -(-rest // t)) * (t + 2 * h) / n
+        return share
+
+    def read_bytes(self, tile: Shape) -> int:
+        """Voxel data read for all regions, halos included; the box of a region factorises, so the sum does too."""
+        return self.itemsize * math.prod(map(_read_along_axis, self.shape, self.region, tile, self.halo))
+
+
+def _read_along_axis(size: int, region: int, tile: int, halo: int) -> int:
+    """Voxels read along one axis: whole tiles and their halo, mirrored where they leave the volume."""
+    length = -(-region // tile) * tile + 2 * halo
+    # The regions first … last see no face. There may be millions of them, and only a few others.
+    first, last = -(-halo // region), (size + halo - length) // region
+    inside = max(0, last - first + 1)
+    total = inside * length
+    count = -(-size // region)
+    for index in (*range(min(first, count)), *range(max(first, last + 1), count)):
+        start = index * region
+        stop = start + -(-min(region, size - start) // tile) * tile
+        total += _span_of_mirrored(start - halo, stop + halo, size)
+    return total
+
+
+def _span_of_mirrored(start: int, stop: int, size: int) -> int:
+    """Voxels from the first to the last that ``volume.mirror`` lists."""
+    low = max(0, min(start, 2 * size - stop)) if stop > size else max(0, start)
+    high = min(size, max(stop, -start))
+    return high - low
