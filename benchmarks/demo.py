@@ -74,7 +74,7 @@ def main() -> None:
         print(f"seed {seed}\n{runs[-1][0].table()}", flush=True)
     results = [result for result, _ in runs]
     report = {
-        "environment": environment(),
+        "environment": {**environment(), "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY")},
         "shape": list(given.shape),
         "steps": given.steps,
         "data_range": results[0].data_range,

@@ -76,7 +76,7 @@ def parse_size(text: str, *, option: str) -> int:
     from dask.utils import parse_bytes  # the sizes of dask's own command line
 
     try:
-        size = int(parse_bytes(text))
+        size = int(parse_bytes(text)) if re.search(r"\d", text) else 0  # dask reads "GB" as 1 GB
     except (ValueError, OverflowError):
         size = 0
     if size < 1:
@@ -94,7 +94,7 @@ def parse_tolerance(text: str, *, option: str) -> float:
     """
     value = 0.0 if text == "exact" else _number(text, option)
     if text != "exact" and not 0 < value < 1:
-        raise UsageError(f"{option} {text}: allowed is a share of the range between 0 and 1, such as 1e-4, or exact.")
+        raise UsageError(f"{option} {text}: allowed is a share of the range between 0 and 1. Use 1e-4, or exact.")
     return value
 
 

@@ -38,6 +38,10 @@ def this_machine(output: str | Path | None = None) -> Machine:
     return Machine(cores=CPU_COUNT, memory_bytes=int(SHARE_OF_FREE_MEMORY * free), disk_free_bytes=disk)
 
 
+WORKER_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""Tensors come and go by the hundred megabytes; with huge pages the kernel hands them out in half the time or less."""
+
+
 @contextmanager
 def local_client(*, workers: int, memory_bytes: int) -> Iterator[Client]:
     """Start worker processes on 127.0.0.1, one task each at a time, and stop them afterwards.
@@ -63,7 +67,7 @@ def local_client(*, workers: int, memory_bytes: int) -> Iterator[Client]:
     with ExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory(prefix="svision-dask-", ignore_cleanup_errors=True))
         stack.enter_context(dask.config.set(settings))
-        with _deaf_to_interrupts():
+        with _deaf_to_signals():
             cluster = LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,
@@ -74,6 +78,7 @@ def local_client(*, workers: int, memory_bytes: int) -> Iterator[Client]:
                 # Any free port for what is served even without a dashboard: 8787 would warn when it is taken.
                 scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
                 local_directory=folder,
+                env=WORKER_ENVIRONMENT,
                 silence_logs=logging.CRITICAL,  # a region's failure is reported once, by us
             )
             client = stack.enter_context(Client(stack.enter_context(cluster)))
@@ -81,17 +86,17 @@ def local_client(*, workers: int, memory_bytes: int) -> Iterator[Client]:
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Keep Ctrl-C from the threads and processes that are started inside; this thread hears of it afterwards.
+def _deaf_to_signals() -> Iterator[None]:
+    """Keep Ctrl-C and SIGTERM from threads and processes that are started inside; this thread hears of them afterwards.
 
-    A terminal sends it to every process. Workers, also those started anew later, would each end with a traceback before
-    the client can stop them in order.
+    A terminal sends Ctrl-C to every process, a batch system SIGTERM. Workers, also those started anew later, would end
+    before the client can stop them in order, and a cluster that is interrupted while it starts cannot be closed.
     """
     if sys.platform == "win32":
         yield
         return
     resource_tracker.ensure_running()  # it unblocks signals in the thread that starts it
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:

@@ -127,7 +127,9 @@ def per_spatial_axis(
     if isinstance(value, Mapping):
         unknown = [a for a in value if a not in spatial]
         if unknown:
-            raise UsageError(f"{what}: no axis {','.join(unknown)}; the volume's spatial axes are {','.join(spatial)}.")
+            raise UsageError(
+                f"{what}: no axis {','.join(unknown)}; the volume's spatial axes are {','.join(spatial)}. Use these."
+            )
         named = {a: value.get(a, missing) for a in spatial}
     elif isinstance(value, Sequence):
         if len(value) != len(spatial):

@@ -255,7 +255,7 @@ def _with_weights(
     expected = {name: (tuple(value.shape), value.dtype) for name, value in _weights(stages).items()}
     found = {name: (tuple(value.shape), value.dtype) for name, value in weights.items()}
     if expected != found:
-        odd = sorted(set(expected.items()) ^ set(found.items()))[0]
+        odd = min(set(expected.items()) ^ set(found.items()), key=lambda item: item[0])
         raise ModelError(f"{where}: weights do not fit the architecture, first {odd[0]} {odd[1][0]}; train it anew.")
     if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
         raise ModelError(f"{where}: weights that are not finite; train it anew.")

@@ -189,6 +189,7 @@ def copy_to_zarr(
     output: str | Path,
     *,
     wishes: Wishes | None = None,
+    client: Client | None = None,
     overwrite: bool = False,
     on_progress: Callable[[RunProgress], None] | None = None,
 ) -> Plan:
@@ -214,7 +215,7 @@ def copy_to_zarr(
     )
     about = {"package": f"svision-dask {version('svision-dask')}", "input": volume.name}
     task = CopyTask(volume=volume, output=str(Path(output).absolute()))
-    _make_image(volume, output, plan, task, client=None, about=about, on_progress=on_progress)
+    _make_image(volume, output, plan, task, client=client, about=about, on_progress=on_progress)
     return plan
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from svision_dask.errors import PlanError
 from svision_dask.geometry import SPATIAL, Grid, Shape
+from svision_dask.workload import Workload
 
 CHUNK = {2: 1024, 3: 64}
 """Output voxels per spatial axis of one chunk, for planes and for volumes."""
@@ -21,8 +22,8 @@ SHARD = {2: 4096, 3: 256}
 """Output voxels per spatial axis of one shard; 64 MiB of float32."""
 ENOUGH_REGIONS = 8
 """Smaller volumes get smaller shards, so that there is work for several workers."""
-PROCESS_BYTES = 400 * 2**20
-"""Resident memory of a worker before its first region: the interpreter, dask, zarr and torch."""
+ENOUGH_MEMORY = 1.25
+"""More processes with smaller tiles are preferred to fewer with larger ones, up to so many times the redundancy."""
 COMPRESSION = 10
 """Microscope volumes rarely compress better; a disk too small even for that is refused."""
 
@@ -62,7 +63,7 @@ class Regions:
         return math.prod(self.counts)
 
     def at(self, index: int) -> Region:
-        """The region with number ``index``."""
+        """Make the region with number ``index``."""
         rest, start = index, []
         for count, length in zip(reversed(self.counts), reversed(self.unit), strict=True):
             rest, position = divmod(rest, count)
@@ -102,6 +103,8 @@ class Plan:
     """Peak resident memory of one worker."""
     memory_bytes: int
     """What one worker may use."""
+    redundancy: float
+    """Coarse voxels that enter forward passes, per coarse voxel of the volume."""
     read_bytes: int
     """Voxel data read from the input, uncompressed, halos included."""
     write_bytes: int
@@ -112,14 +115,6 @@ class Plan:
     def regions(self) -> Regions:
         """The regions of the output."""
         return Regions(shape=self.fine.shape, unit=self.region)
-
-    @property
-    def redundancy(self) -> float:
-        """Coarse voxels that enter forward passes, per coarse voxel of the volume."""
-        entered = [
-            math.ceil(n / t) * (t + 2 * h) / n for n, t, h in zip(self.coarse.shape, self.tile, self.halo, strict=True)
-        ]
-        return math.prod(entered)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, for ``svision-dask plan --json``."""
@@ -209,36 +204,26 @@ def plan_enhancement(
     """
     wishes = wishes or Wishes()
     fine = coarse.finer(factor)
-    _check_size(coarse)
-    full_halo = tuple(halo[SPATIAL.index(a)] if a in SPATIAL else 0 for a in coarse.axes)
+    _check_sizes(coarse, wishes)
     chunk = _chunk(fine, wishes)
     region = _region(fine, factor, chunk, wishes)
-    region_bytes = _region_bytes(region, factor, full_halo, itemsize, dtype_itemsize)
-    count = math.prod(-(-n // r) for n, r in zip(fine.shape, region, strict=True))
-    processes = min(wishes.workers or machine.cores, count)
-    memory = wishes.worker_memory_bytes or machine.memory_bytes // processes
-    tile = _tile(
-        coarse, region, factor, full_halo, wishes, lambda t: region_bytes + tile_bytes(_zyx(coarse.axes, t)), memory
+    work = Workload(
+        axes=coarse.axes,
+        shape=coarse.shape,
+        region=tuple(-(-r // f) for r, f in zip(region, factor, strict=True)),
+        halo=tuple(halo[SPATIAL.index(axis)] if axis in SPATIAL else 0 for axis in coarse.axes),
+        itemsize=itemsize,
+        output_bytes=math.prod(region) * dtype_itemsize,
+        tile_bytes=tile_bytes,
     )
-    worker_bytes = region_bytes + tile_bytes(_zyx(coarse.axes, tile))
-    if worker_bytes > memory:
-        raise PlanError(
-            f"one worker needs {worker_bytes / 2**20:.0f} MiB for a region of {region} and a tile of {tile} with halo "
-            f"{full_halo}; it may use {memory / 2**20:.0f} MiB. Use smaller --shards or --tile, fewer --workers, or more --memory."
-        )
-    if (
-        machine.disk_free_bytes is not None
-        and math.prod(fine.shape) * dtype_itemsize > COMPRESSION * machine.disk_free_bytes
-    ):
-        raise PlanError(
-            f"the output has {math.prod(fine.shape) * dtype_itemsize / 2**30:.1f} GiB before compression; the disk has "
-            f"{machine.disk_free_bytes / 2**30:.1f} GiB free. Choose another disk or a smaller --factor."
-        )
+    processes, tile = _share(work, wishes, machine, count=len(Regions(shape=fine.shape, unit=region)))
+    write_bytes = math.prod(fine.shape) * dtype_itemsize
+    _check_disk(write_bytes, machine.disk_free_bytes)
     return Plan(
         coarse=coarse,
         fine=fine,
         factor=factor,
-        halo=full_halo,
+        halo=work.halo,
         tile=tile,
         chunk=chunk,
         shard=region if wishes.version == "0.5" else None,
@@ -247,10 +232,11 @@ def plan_enhancement(
         dtype=dtype,
         workers=processes,
         threads=max(1, machine.cores // processes),
-        worker_bytes=worker_bytes,
-        memory_bytes=memory,
-        read_bytes=_read_bytes(fine.shape, region, factor, full_halo, itemsize),
-        write_bytes=math.prod(fine.shape) * dtype_itemsize,
+        worker_bytes=work.worker_bytes(tile),
+        memory_bytes=_memory(wishes, machine, processes),
+        redundancy=work.redundancy(tile),
+        read_bytes=work.read_bytes(tile),
+        write_bytes=write_bytes,
         disk_free_bytes=machine.disk_free_bytes,
     )
 
@@ -268,7 +254,7 @@ def tile_chunks(shape: Shape, tile: Shape, halo: Shape) -> tuple[tuple[int, ...]
 
 
 def largest_tile(limit: Shape, halo: Shape, fits: Callable[[Shape], bool]) -> Shape | None:
-    """The largest tile that fits, halving the longest axis from ``limit`` on; None if not even one halo's worth does."""
+    """Find the largest tile that fits, halving the longest axis of ``limit``; None if not even a halo's worth does."""
     tile = list(limit)
     while not fits(tuple(tile)):
         # A tile shorter than its halo would need neighbours' neighbours.
@@ -280,105 +266,114 @@ def largest_tile(limit: Shape, halo: Shape, fits: Callable[[Shape], bool]) -> Sh
     return tuple(tile)
 
 
-def _check_size(grid: Grid) -> None:
+def _check_sizes(grid: Grid, wishes: Wishes) -> None:
     for axis, n in zip(grid.axes, grid.shape, strict=True):
         if n < 1:
             raise PlanError(f"axis {axis} has {n} voxels; every axis needs at least 1.")
+    for option, given in (("tile", wishes.tile), ("chunks", wishes.chunk), ("shards", wishes.shard)):
+        for axis, n in (given or {}).items():
+            if n < 1:
+                raise PlanError(f"--{option} {axis}={n}: at least 1 voxel is needed.")
+
+
+def _check_disk(write_bytes: int, free_bytes: int | None) -> None:
+    if free_bytes is not None and write_bytes > COMPRESSION * free_bytes:
+        raise PlanError(
+            f"the output has {write_bytes / 2**30:.1f} GiB before compression; the disk has "
+            f"{free_bytes / 2**30:.1f} GiB free. Choose another disk or a smaller --factor."
+        )
 
 
 def _chunk(fine: Grid, wishes: Wishes) -> Shape:
     default = CHUNK[len(fine.spatial)]
-    given = wishes.chunk or {}
+    chunk, shard = wishes.chunk or {}, wishes.shard or {}
     return tuple(
-        min(int(given.get(axis, default)), n) if axis in SPATIAL else 1
+        min(chunk.get(axis, min(default, shard.get(axis, default))), n) if axis in SPATIAL else 1
         for axis, n in zip(fine.axes, fine.shape, strict=True)
     )
 
 
 def _region(fine: Grid, factor: Shape, chunk: Shape, wishes: Wishes) -> Shape:
-    """Whole chunks, and whole coarse voxels, per region."""
-    default = SHARD[len(fine.spatial)]
-    if wishes.shard is not None:
-        region = tuple(int(wishes.shard.get(axis, default)) if axis in SPATIAL else 1 for axis in fine.axes)
-    else:
-        region = tuple(c * min(-(-n // c), max(1, default // c)) for n, c in zip(fine.shape, chunk, strict=True))
-        region = tuple(r if axis in SPATIAL else 1 for r, axis in zip(region, fine.axes, strict=True))
-        region = _enough_regions(fine, region, chunk)
-    for axis, r, c, f, n in zip(fine.axes, region, chunk, factor, fine.shape, strict=True):
-        if r < 1 or r % c or (r % f and r < n):
+    """Whole chunks, and whole coarse voxels, per region; the last of an axis ends with the volume."""
+    given = wishes.shard or {}
+    region, units = [], []
+    for axis, n, c, f in zip(fine.axes, fine.shape, chunk, factor, strict=True):
+        unit = math.lcm(c, f) if c < n else c
+        length = SHARD[len(fine.spatial)] if axis in SPATIAL else 1
+        r = min(given.get(axis, unit * max(1, length // unit)), -(-n // c) * c)
+        if r % c or (r % f and r < n):
             raise PlanError(
                 f"axis {axis}: shards of {r} voxels and chunks of {c}; a shard must be a multiple of the chunk and of "
-                f"the factor {f}. Use --shards {axis}={max(1, r // math.lcm(c, f)) * math.lcm(c, f)}."
+                f"the factor {f}. Use --shards {axis}={max(1, r // unit) * unit}."
             )
-    return region
+        region.append(r)
+        units.append(r if axis in given else unit)
+    return _enough_regions(fine.shape, region, units)
 
 
-def _enough_regions(fine: Grid, region: Shape, chunk: Shape) -> Shape:
+def _enough_regions(shape: Shape, region: Sequence[int], units: Sequence[int]) -> Shape:
+    """Halve the longest side of the regions, in ``units``, until there is work for several workers."""
     shrunk = list(region)
-    while math.prod(-(-n // r) for n, r in zip(fine.shape, shrunk, strict=True)) < ENOUGH_REGIONS:
-        divisible = [i for i in range(len(shrunk)) if shrunk[i] >= 2 * chunk[i]]
+    while len(Regions(shape=shape, unit=tuple(shrunk))) < ENOUGH_REGIONS:
+        divisible = [i for i, unit in enumerate(units) if shrunk[i] > unit]
         if not divisible:
             break
         longest = max(divisible, key=lambda i: shrunk[i])
-        shrunk[longest] = chunk[longest] * -(-shrunk[longest] // (2 * chunk[longest]))
+        shrunk[longest] = units[longest] * -(-shrunk[longest] // (2 * units[longest]))
     return tuple(shrunk)
 
 
-def _tile(
-    coarse: Grid, region: Shape, factor: Shape, halo: Shape, wishes: Wishes, cost: Callable[[Shape], int], memory: int
-) -> Shape:
-    limit = tuple(
-        min(-(-r // f), n) if axis in SPATIAL else 1
-        for axis, r, f, n in zip(coarse.axes, region, factor, coarse.shape, strict=True)
-    )
-    if wishes.tile is not None:
-        tile = tuple(
-            min(int(wishes.tile.get(a, n)), n) if a in SPATIAL else 1 for a, n in zip(coarse.axes, limit, strict=True)
-        )
-        for axis, t, h, n in zip(coarse.axes, tile, halo, limit, strict=True):
-            if t < 1 or (t < h and -(-n // t) > 2):
-                raise PlanError(
-                    f"axis {axis}: a tile of {t} voxels is shorter than its halo of {h}. Use --tile {axis}={h} or more."
-                )
-        return tile
-    tile_that_fits = largest_tile(limit, halo, lambda t: _fits(cost, t, memory))
-    if tile_that_fits is None:
-        smallest = tuple(min(max(h, 1), n) for h, n in zip(halo, limit, strict=True))
-        raise PlanError(
-            f"one worker needs {cost(smallest) / 2**20:.0f} MiB for a region of {region} with the smallest tile, {smallest} "
-            f"and a halo of {halo}; it may use {memory / 2**20:.0f} MiB. Use smaller --shards, fewer --workers, or more --memory."
-        )
-    return tile_that_fits
+def _share(work: Workload, wishes: Wishes, machine: Machine, *, count: int) -> tuple[int, Shape]:
+    """Choose the number of processes, and the tile that fits the memory of each.
 
-
-def _fits(cost: Callable[[Shape], int], tile: Shape, memory: int) -> bool:
-    try:
-        return cost(tile) <= memory
-    except ValueError:
-        return False
-
-
-def _region_bytes(region: Shape, factor: Shape, halo: Shape, itemsize: int, dtype_itemsize: int) -> int:
-    """Memory of a worker beside the forward pass: the process, the haloed input, and the output.
-
-    The output exists as tiles and joined, then joined and encoded, then joined and read back: twice at any time. The
-    input exists as read and with its mirrored faces.
+    One process per core; fewer, with more threads each, where memory is so short that a tile would be mostly halo.
     """
-    haloed = math.prod(-(-r // f) + 2 * h for r, f, h in zip(region, factor, halo, strict=True))
-    return PROCESS_BYTES + 2 * haloed * itemsize + 2 * math.prod(region) * dtype_itemsize
+    most = wishes.workers or machine.cores
+    if wishes.workers is None and wishes.worker_memory_bytes is not None:
+        most = min(most, machine.memory_bytes // wishes.worker_memory_bytes)
+    most = max(1, min(most, count))
+    options = {}
+    for processes in range(1, most + 1) if wishes.workers is None else (most,):
+        tile = _tile(work, wishes, _memory(wishes, machine, processes))
+        if tile is not None:
+            options[processes] = tile
+    if not options:
+        raise _too_large(work, wishes, _memory(wishes, machine, most if wishes.workers else 1))
+    cost = {processes: work.redundancy(tile) for processes, tile in options.items()}
+    best = max(processes for processes in options if cost[processes] <= ENOUGH_MEMORY * min(cost.values()))
+    return best, options[best]
 
 
-def _read_bytes(shape: Shape, region: Shape, factor: Shape, halo: Shape, itemsize: int) -> int:
-    """Sum over all regions; the box of a region factorises, so the sum does too."""
-    total = itemsize
-    for n, r, f, h in zip(shape, region, factor, halo, strict=True):
-        coarse, step = n // f, -(-r // f)
-        total *= sum(min(i + step + h, coarse) - max(i - h, 0) for i in range(0, coarse, step))
-    return total
+def _memory(wishes: Wishes, machine: Machine, processes: int) -> int:
+    return wishes.worker_memory_bytes or machine.memory_bytes // processes
 
 
-def _zyx(axes: str, tile: Shape) -> Shape:
-    return tuple(tile[axes.index(axis)] if axis in axes else 1 for axis in SPATIAL)
+def _tile(work: Workload, wishes: Wishes, memory: int) -> Shape | None:
+    """Take the tile that was asked for, or the largest; None if it does not fit."""
+    if wishes.tile is None:
+        return largest_tile(work.region_tile, work.halo, lambda tile: work.fits(tile, memory))
+    tile = tuple(min(wishes.tile.get(axis, n), n) for axis, n in zip(work.axes, work.region_tile, strict=True))
+    for axis, t, h, n in zip(work.axes, tile, work.halo, work.region_tile, strict=True):
+        if t < h and -(-n // t) > 2:
+            raise PlanError(
+                f"axis {axis}: a tile of {t} voxels is shorter than its halo of {h}. Use --tile {axis}={h} or more."
+            )
+    return tile if work.fits(tile, memory) else None
+
+
+def _too_large(work: Workload, wishes: Wishes, memory: int) -> PlanError:
+    smallest = {axis: max(h, 1) for axis, h in zip(work.axes, work.halo, strict=True)}
+    given = smallest if wishes.tile is None else wishes.tile
+    tile = tuple(min(given.get(axis, n), n) for axis, n in zip(work.axes, work.region_tile, strict=True))
+    try:
+        needed = f"{work.worker_bytes(tile) / 2**20:.0f} MiB"
+    except ValueError as error:
+        needed = str(error)
+    return PlanError(
+        f"one worker needs {needed} for a region of {work.region} coarse voxels in tiles of {tile} with a halo of "
+        f"{work.halo}; it may use {memory / 2**20:.0f} MiB. "
+        "Use smaller --shards or --tile, fewer --workers, or more --memory."
+    )
 
 
 def _by_axis(axes: str, values: Sequence[int]) -> dict[str, int]:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 TASKS_PER_WORKER = 3
 """Tasks known to the cluster per worker: one that runs and two that wait, so that none idles for the client."""
 
+HEAVY_BYTES = 2**17
+"""A task that pickles to more carries voxels; others carry paths."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
@@ -166,11 +169,15 @@ def run_regions(
     RegionError
         At the first region that fails: no more are started, those that run are abandoned.
     """
+    from cloudpickle import dumps
     from distributed import as_completed
 
     waiting = iter(regions)
     workers = max(1, len(client.scheduler_info()["workers"]))
-    submit = partial(client.submit, _run_one, task, pure=False)
+    # A volume held in memory travels to every worker once, not with every region.
+    heavy = len(dumps(task)) > HEAVY_BYTES
+    sent = client.scatter(task, broadcast=True, hash=False) if heavy else task
+    submit = partial(client.submit, _run_one, sent, pure=False)
     running = as_completed([submit(region) for region in islice(waiting, TASKS_PER_WORKER * workers)])
     for future in running:
         try:

@@ -82,7 +82,8 @@ def _given_box(volume: Volume, box: Mapping[str, slice]) -> Box:
     sizes = dict(zip(SPATIAL, spatial_shape(volume.grid.axes, volume.grid.shape), strict=True))
     unknown = [axis for axis in box if axis not in volume.grid.axes or axis not in SPATIAL]
     if unknown:
-        raise UsageError(f"sample: no axis {','.join(unknown)}; the volume's axes are {volume.grid.axes}.")
+        spatial = ",".join(axis for axis in volume.grid.axes if axis in SPATIAL)
+        raise UsageError(f"sample: no axis {','.join(unknown)}; the volume's spatial axes are {spatial}. Use these.")
     slices = []
     for axis, size in sizes.items():
         asked = box.get(axis, slice(None))

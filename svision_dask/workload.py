@@ -31,7 +31,7 @@ class Workload:
     """Memory of one forward pass over a tile (z, y, x), in bytes; raises ValueError where a tile is too large."""
 
     @property
-    def largest_tile(self) -> Shape:
+    def region_tile(self) -> Shape:
         """A tile that covers a region, or the volume."""
         return tuple(min(r, n) for r, n in zip(self.region, self.shape, strict=True))
 

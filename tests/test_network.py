@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from svision_dask.architecture import PRESETS, Layer, architecture
+from svision_dask.network import Network, interleave
+
+
+def network_of(preset: str, axes: str) -> Network:
+    factor = (2, 2, 2) if axes == "zyx" else (1, 2, 2)
+    network = Network(architecture(preset, factor, axes).stages[0].layers, axes)
+    network.start(torch.Generator().manual_seed(0))
+    return network.requires_grad_(requires_grad=False)
+
+
+@pytest.mark.parametrize("factor", [(2, 2, 2), (1, 2, 2), (2, 1, 2), (1, 1, 2)])
+def test_every_channel_goes_to_its_own_fine_voxel(factor):
+    fz, fy, fx = factor
+    count = math.prod(factor)
+    phases = torch.arange(2 * count * 3 * 5 * 7.0).reshape(2, count, 3, 5, 7)
+    fine = interleave(phases, factor)
+    assert fine.shape == (2, 1, 3 * fz, 5 * fy, 7 * fx)
+    for phase in range(count):
+        a, b, c = phase // (fy * fx), phase // fx % fy, phase % fx
+        assert torch.equal(fine[:, 0, a::fz, b::fy, c::fx], phases[:, phase])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("axes", ["zyx", "yx"])
+def test_a_network_uses_up_exactly_its_reach(preset, axes):
+    network = network_of(preset, axes).double()
+    size = tuple(2 * r + 1 for r in network.reach)
+    coarse = torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    residual = network(coarse)
+    assert residual.shape == (1, 8 if axes == "zyx" else 4, 1, 1, 1)
+    for corner in (0, -1):  # the voxels furthest off count; there is none beyond them
+        changed = coarse.clone()
+        changed[0, 0, corner, corner, corner] += 1000
+        assert not torch.equal(network(changed), residual)
+
+
+def test_a_plane_goes_through_the_network_as_a_slice_of_a_volume_would():
+    network = network_of("fast", "yx")
+    plane = torch.rand(3, 1, 1, 20, 22, generator=torch.Generator().manual_seed(1))
+    voxels = plane
+    for step in network.steps:  # the same weights, as kernels of one slice
+        if isinstance(step, torch.nn.Conv2d):
+            voxels = F.conv3d(voxels, step.weight[:, :, None].contiguous(), step.bias, groups=step.groups)
+        else:
+            voxels = step(voxels)
+    torch.testing.assert_close(network(plane), voxels, rtol=0, atol=1e-6)
+
+
+def test_grouped_channels_do_not_see_each_other():
+    network = Network((Layer(kernel=1, channels=2), Layer(kernel=3, channels=2, groups=2)), "zyx")
+    with torch.no_grad():
+        network.steps[0].weight[1] = 0  # the second channel sees only its bias
+    coarse = torch.rand(1, 1, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    first, second = network(coarse)[0]
+    assert first.std() > 0
+    assert second.std() < 1e-6
+
+
+def test_a_network_starts_near_zero_and_differs_with_the_seed():
+    voxels = torch.randn(1, 1, 24, 24, 24, generator=torch.Generator().manual_seed(1))
+    network = network_of("fast", "zyx")
+    residual = network(voxels)
+    assert 0 < residual.std() < 0.5 * voxels.std()
+    network.start(torch.Generator().manual_seed(0))
+    assert torch.equal(network(voxels), residual)
+    network.start(torch.Generator().manual_seed(1))
+    assert not torch.equal(network(voxels), residual)
+
+
+def test_the_residual_has_both_signs():
+    voxels = torch.randn(1, 1, 24, 24, 24, generator=torch.Generator().manual_seed(1))
+    residual = network_of("fast", "zyx")(voxels)
+    assert residual.min() < 0 < residual.max()

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from svision_dask.errors import SampleError
+from svision_dask.noise_estimate import Noise
+from svision_dask.pairs import Pairs, make_pairs
+from svision_dask.simulate import reduce_cubic
+from svision_dask.volume import mirror_pad
+
+SILENT = Noise(floor=0.0, gain=0.0)
+
+
+def pairs_of(voxels: np.ndarray, factor=(2, 2, 2), halo=(3, 3, 3), zooms=(1.0,), noise=SILENT, offset=0.0, scale=1.0):
+    return make_pairs(
+        voxels[None], factor=factor, halo=halo, zooms=zooms, noise=[noise], offsets=[offset], scales=[scale]
+    )
+
+
+def random_voxels(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+@pytest.mark.parametrize("factor", [(2, 2, 2), (1, 2, 2), (2, 1, 2)])
+def test_the_network_sees_the_antialiased_reduction_of_what_it_shall_predict(factor):
+    voxels = random_voxels((8, 10, 12))
+    (scale,) = pairs_of(voxels, factor=factor).scales
+    np.testing.assert_array_equal(scale.fine[0, 0].numpy(), voxels)
+    mirrored = mirror_pad(voxels, tuple(3 if f == 2 else 0 for f in factor))
+    coarse = scale.coarse[0, 0, 3:-3, 3:-3, 3:-3].numpy()
+    np.testing.assert_allclose(coarse, reduce_cubic(mirrored, factor), atol=1e-6)
+
+
+def test_beyond_its_faces_the_reduction_goes_on_as_its_mirror_image():
+    (scale,) = pairs_of(random_voxels((8, 10, 12)), halo=(5, 3, 7)).scales
+    inner = scale.coarse[0, 0, 5:-5, 3:-3, 7:-7].numpy()
+    np.testing.assert_array_equal(scale.coarse[0, 0].numpy(), mirror_pad(inner, (5, 3, 7)))
+
+
+def test_odd_voxels_at_the_end_are_left_out():
+    (scale,) = pairs_of(random_voxels((7, 11, 13)), factor=(1, 2, 2)).scales
+    assert scale.fine.shape == (1, 1, 7, 10, 12)
+    assert scale.coarse.shape == (1, 1, 7 + 6, 5 + 6, 6 + 6)
+
+
+def test_an_axis_too_short_to_be_reduced_is_refused():
+    with pytest.raises(SampleError, match="1 voxel along z: at least 2 are needed. Use --factor z=1"):
+        pairs_of(random_voxels((1, 8, 8)))
+    assert pairs_of(random_voxels((1, 8, 8)), factor=(1, 2, 2)).scales
+
+
+def test_zooming_enlarges_what_is_refined_and_keeps_the_intensities():
+    ramp = np.broadcast_to(np.linspace(0, 1, 20, dtype=np.float32), (6, 20, 20)).copy()
+    plain, zoomed = pairs_of(ramp, factor=(1, 2, 2), zooms=(1.0, 1.5)).scales
+    assert plain.fine.shape[2:] == (6, 20, 20)
+    assert zoomed.fine.shape[2:] == (6, 30, 30)
+    # Voxel i of 30 is centred on (i + 1/2)/1.5 − 1/2 of 20; a ramp stays a ramp away from its ends.
+    expected = np.interp((np.arange(30) + 0.5) / 1.5 - 0.5, np.arange(20), ramp[0, 0])
+    np.testing.assert_allclose(zoomed.fine[0, 0, 0, 0, 4:-4].numpy(), expected[4:-4], atol=1e-5)
+
+
+def draw_all(pairs: Pairs, patch: tuple[int, int, int], draws: int = 40) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    rng = np.random.default_rng(0)
+    return [pairs.draw(rng, patch, 2) for _ in range(draws)]
+
+
+@pytest.mark.parametrize("factor", [(2, 2, 2), (1, 2, 2), (1, 2, 1)])
+def test_patches_are_aligned_whatever_their_orientation(factor):
+    # The volume is its own position, so that a wrong flip, turn or offset of one of the two shows.
+    z, y, x = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in (8, 20, 24)), indexing="ij")
+    pairs = pairs_of(100 * z + 10 * y + x, factor=factor)
+    orientations = set()
+    for coarse, fine in draw_all(pairs, (3, 4, 4)):
+        inner = coarse[:, :, 3:-3, 3:-3, 3:-3]
+        blocks = torch.nn.functional.avg_pool3d(fine, factor)
+        # The reduction keeps linear ramps, but for the mirrored ends, where it strays by less than two fine voxels.
+        for axis in (2, 3, 4):
+            n = inner.shape[axis]
+            slope = (inner.narrow(axis, n - 1, 1) - inner.narrow(axis, 0, 1)).mean()
+            wanted = (blocks.narrow(axis, n - 1, 1) - blocks.narrow(axis, 0, 1)).mean()
+            assert slope == pytest.approx(float(wanted), rel=0.2)
+        assert (inner - blocks).abs().mean() < 0.1 * (blocks.max() - blocks.min())
+        orientations.add(tuple(torch.sign(fine[0, 0, -1, -1, -1] - fine[0, 0, 0, 0, 0]).reshape(1).tolist()))
+    assert len(orientations) == 2
+
+
+def test_patches_turn_only_where_y_and_x_are_refined_alike():
+    ramp = np.broadcast_to(np.arange(24, dtype=np.float32), (8, 24, 24)).copy()  # along x only
+
+    def lies_along_y(fine: torch.Tensor) -> bool:
+        return bool((fine[..., 1:, :] != fine[..., :-1, :]).any())
+
+    assert {lies_along_y(fine) for _, fine in draw_all(pairs_of(ramp), (2, 4, 4))} == {False, True}
+    assert {lies_along_y(fine) for _, fine in draw_all(pairs_of(ramp, factor=(2, 1, 2)), (2, 4, 4))} == {False}
+
+
+def test_patches_are_never_larger_than_the_volume():
+    coarse, fine = pairs_of(random_voxels((3, 30, 30))).draw(np.random.default_rng(0), (12, 8, 8), 5)
+    assert coarse.shape == (5, 1, 1 + 6, 8 + 6, 8 + 6)
+    assert fine.shape == (5, 1, 2, 16, 16)
+
+
+def test_every_channel_and_zoom_is_drawn():
+    voxels = np.stack([np.full((8, 8, 8), c, np.float32) for c in (1, 3)])
+    pairs = make_pairs(
+        voxels,
+        factor=(2, 2, 2),
+        halo=(3, 3, 3),
+        zooms=(1.0, 2.0),
+        noise=[SILENT] * 2,
+        offsets=[0.0] * 2,
+        scales=[1.0] * 2,
+    )
+    assert len(pairs.scales) == 4
+    assert {round(float(fine.mean())) for _, fine in draw_all(pairs, (2, 2, 2))} == {1, 3}
+
+
+@pytest.mark.parametrize("factor", [(2, 2, 2), (1, 2, 2)])
+def test_with_its_missing_noise_a_reduction_is_as_noisy_as_the_volume(factor):
+    # Nothing but noise: counts of gain 2 around 50, and a floor of 20, standardised by other constants.
+    offset, scale, mean, noise = 30.0, 4.0, 50.0, Noise(floor=20.0, gain=2.0)
+    rng = np.random.default_rng(0)
+    counts = 2 * rng.poisson(mean / 2, (24, 64, 64)) + rng.normal(0, np.sqrt(20), (24, 64, 64))
+    pairs = pairs_of(
+        ((counts - offset) / scale).astype(np.float32), factor=factor, noise=noise, offset=offset, scale=scale
+    )
+    drawn = torch.cat([coarse.flatten() for coarse, _ in draw_all(pairs, (8, 16, 16), draws=20)])
+    assert float(drawn.mean()) * scale + offset == pytest.approx(mean, rel=0.02)
+    assert float(drawn.var()) * scale**2 == pytest.approx(2 * mean + 20, rel=0.1)
+    silent = pairs_of(((counts - offset) / scale).astype(np.float32), factor=factor, offset=offset, scale=scale)
+    drawn = torch.cat([coarse.flatten() for coarse, _ in draw_all(silent, (8, 16, 16), draws=20)])
+    assert float(drawn.var()) * scale**2 < 0.6 * (2 * mean + 20)
+
+
+def test_drawing_is_decided_by_the_generator_alone():
+    pairs = pairs_of(random_voxels((12, 20, 20)), noise=Noise(floor=1.0, gain=0.0))
+    draws = [pairs.draw(np.random.default_rng(seed), (4, 6, 6), 3) for seed in (5, 5, 6)]
+    assert all(torch.equal(a, b) for a, b in zip(draws[0], draws[1], strict=True))
+    assert not torch.equal(draws[0][0], draws[2][0])

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import ome_zarr_models
+import pytest
+import zarr
+
+from svision_dask.cluster import local_client
+from svision_dask.enhancement import enhance
+from svision_dask.errors import ImageError, OutputError, RegionError
+from svision_dask.formats import open_volume
+from svision_dask.omezarr import list_levels, read_provenance
+from svision_dask.pipeline import RunProgress, copy_to_zarr, enhance_to_zarr, plan_volume
+from svision_dask.plan import Machine, Wishes
+from svision_dask.regions import TASKS_PER_WORKER
+from tests.models import fast, tiny
+from tests.test_enhancement import random_voxels, volume_of
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # raised by these packages' own imports
+    import ngff_zarr
+    import ome_zarr.io
+    import ome_zarr.reader
+
+MACHINE = Machine(cores=2, memory_bytes=8 * 2**30)
+TILE = {"z": 10, "y": 16, "x": 16}
+LAYOUTS = {
+    "one shard per region": Wishes(tile=TILE, chunk={"z": 10, "y": 16, "x": 16}, shard={"z": 20, "y": 32, "x": 32}),
+    "large shards": Wishes(tile=TILE, chunk={"z": 20, "y": 32, "x": 32}, shard={"z": 40, "y": 96, "x": 64}),
+    "no shards": Wishes(tile=TILE, chunk={"z": 20, "y": 32, "x": 32}, shard={"z": 20, "y": 64, "x": 32}, version="0.4"),
+}
+
+
+@pytest.fixture(scope="module")
+def client():
+    with local_client(workers=2, memory_bytes=4 * 2**30) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def volume():
+    """Primes along every axis, uint16, with a place in the world."""
+    from dataclasses import replace
+
+    plain = volume_of(random_voxels((13, 37, 41), "uint16"), "zyx", 11)
+    grid = replace(plain.grid, spacing=(2.0, 0.5, 0.5), origin=(10.0, -3.0, 0.25), units=("micrometer",) * 3)
+    return replace(plain, grid=grid, name="primes")
+
+
+def voxels(path: Path, level: int = 0) -> np.ndarray:
+    return np.asarray(open_volume(path, level=level).voxels.compute(scheduler="synchronous"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_store_holds_bit_for_bit_what_enhance_gives(client, volume, layout, tmp_path) -> None:
+    model = fast((2, 2, 2))
+    plan = plan_volume(volume, model.architecture, wishes=LAYOUTS[layout], machine=MACHINE)
+    path = tmp_path / "fine.ome.zarr"
+    enhance_to_zarr(volume, path, model=model, plan=plan, client=client)
+    wanted = enhance(volume, model, tile=TILE).voxels.compute(scheduler="synchronous")
+    assert wanted.dtype == np.uint16
+    np.testing.assert_array_equal(voxels(path), wanted)
+
+
+def test_channels_times_and_planes_keep_their_order(client, tmp_path) -> None:
+    many = volume_of(random_voxels((2, 3, 21, 33), "uint8"), "tcyx", (1, 2, 9, 10))
+    model = tiny((1, 2, 4), "yx", channels=3)
+    path = tmp_path / "planes.ome.zarr"
+    plan = plan_volume(many, model.architecture, machine=MACHINE)
+    enhance_to_zarr(many, path, model=model, plan=plan, client=client)
+    tile = dict(zip("tcyx", plan.tile, strict=True))
+    wanted = enhance(many, model, tile={"y": tile["y"], "x": tile["x"]}).voxels.compute(scheduler="synchronous")
+    np.testing.assert_array_equal(voxels(path), wanted)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside ome_zarr
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_independent_readers_open_the_result(client, volume, version, tmp_path) -> None:
+    path = tmp_path / "fine.ome.zarr"
+    wishes = Wishes(chunk={"z": 16, "y": 16, "x": 16}, shard={"z": 32, "y": 32, "x": 32}, version=version)
+    enhance_to_zarr(volume, path, model=tiny((1, 2, 2)), wishes=wishes, client=client)
+    assert ome_zarr_models.open_ome_zarr(path, version=version) is not None
+    node = next(iter(ome_zarr.reader.Reader(ome_zarr.io.parse_url(str(path)))()))
+    image = ngff_zarr.from_ngff_zarr(str(path)).images[0]
+    for seen in (node.data[0], image.data):
+        np.testing.assert_array_equal(np.asarray(seen), voxels(path))
+    assert image.scale == {"z": 2.0, "y": 0.25, "x": 0.25}
+    assert image.translation == {"z": 10.0, "y": -3.125, "x": 0.125}
+
+
+def test_a_landmark_keeps_its_world_coordinates_at_every_level(client, tmp_path) -> None:
+    from dataclasses import replace
+
+    voxel_values = np.zeros((24, 300, 420), np.float32)
+    voxel_values[10:13, 170:177, 201:206] = 100
+    plain = volume_of(voxel_values, "zyx", (24, 100, 140))
+    grid = replace(plain.grid, spacing=(3.0, 0.5, 0.4), origin=(7.0, -20.0, 1.5), units=("micrometer",) * 3)
+    cubic = tiny((2, 2, 4), back_projections=0)
+    cubic = replace(cubic, stages=tuple(_silenced(stage) for stage in cubic.stages))
+    path = tmp_path / "landmark.ome.zarr"
+    enhance_to_zarr(replace(plain, grid=grid), path, model=cubic, client=client)
+    levels = list_levels(path)
+    assert len(levels) >= 3
+    wanted = centroid(voxel_values, grid)
+    for number, level in enumerate(levels):
+        np.testing.assert_allclose(centroid(voxels(path, number), level.grid), wanted, atol=0.01)
+
+
+def centroid(values: np.ndarray, grid) -> np.ndarray:
+    """World coordinates of the centre of mass."""
+    values = values.astype(np.float64)
+    index = [(values.sum(axis=tuple(b for b in range(3) if b != a)) @ np.arange(n)) / values.sum() for a, n in enumerate(values.shape)]
+    return np.array(grid.world(index))
+
+
+def _silenced(stage):
+    """The stage without its network: cubic interpolation alone, which keeps centres of mass."""
+    import copy
+
+    silent = copy.deepcopy(stage)
+    for weight in silent.network.parameters():
+        weight.zero_()
+    return silent
+
+
+def test_until_the_last_region_is_written_the_store_does_not_look_finished(client, volume, tmp_path) -> None:
+    path = tmp_path / "fine.ome.zarr"
+    states = []
+
+    def look(progress: RunProgress) -> None:
+        states.append(read_provenance(path)["state"])
+        assert "ome" not in zarr.open_group(path, mode="r").attrs
+        with pytest.raises(ImageError, match="unfinished"):
+            open_volume(path)
+
+    enhance_to_zarr(volume, path, model=tiny((2, 2, 2)), wishes=LAYOUTS["one shard per region"], client=client, on_progress=look)
+    assert set(states) == {"incomplete"}
+    assert read_provenance(path)["state"] == "complete"
+
+
+def test_a_region_that_fails_leaves_a_store_that_is_not_published(client, tmp_path) -> None:
+    values = random_voxels((13, 37, 41))
+    values[12, 36, 40] = np.nan
+    path = tmp_path / "fine.ome.zarr"
+    wishes = LAYOUTS["one shard per region"]
+    with pytest.raises(RegionError, match=r"region \d+ at \(\d+, \d+, \d+\): ImageError: .*NaN or infinite"):
+        enhance_to_zarr(volume_of(values, "zyx"), path, model=tiny((2, 2, 2)), wishes=wishes, client=client)
+    with pytest.raises(ImageError, match="unfinished"):
+        open_volume(path)
+    with pytest.raises(OutputError, match="--overwrite"):
+        enhance_to_zarr(volume_of(values, "zyx"), path, model=tiny((2, 2, 2)), wishes=wishes, client=client)
+    np.nan_to_num(values, copy=False)
+    enhance_to_zarr(
+        volume_of(values, "zyx"), path, model=tiny((2, 2, 2)), wishes=wishes, client=client, overwrite=True
+    )
+    assert read_provenance(path)["state"] == "complete"
+
+
+def test_the_cluster_never_knows_more_than_a_few_tasks(client, volume, tmp_path) -> None:
+    known = []
+    enhance_to_zarr(
+        volume,
+        tmp_path / "fine.ome.zarr",
+        model=tiny((2, 2, 2)),
+        wishes=Wishes(tile=TILE, chunk={"z": 10, "y": 16, "x": 16}, shard={"z": 10, "y": 16, "x": 16}),
+        client=client,
+        on_progress=lambda progress: known.append((progress.regions, len(client.futures))),
+    )
+    regions, at_once = zip(*known, strict=True)
+    assert max(regions) == 3 * 5 * 6
+    assert max(at_once) <= TASKS_PER_WORKER * 2 + 1
+
+
+def test_copying_writes_the_same_voxels_with_a_pyramid(client, volume, tmp_path) -> None:
+    path = tmp_path / "copy.ome.zarr"
+    copy_to_zarr(volume, path, client=client)
+    np.testing.assert_array_equal(voxels(path), volume.voxels.compute(scheduler="synchronous"))
+    assert open_volume(path).grid == volume.grid
+
+
+def test_a_real_volume_of_nuclei_goes_through(client, data_dir, tmp_path) -> None:
+    volume = open_volume(data_dir / "lsfm_nuclei_c5" / "c5image.ome.tif")
+    path = tmp_path / "nuclei.ome.zarr"
+    report = enhance_to_zarr(volume, path, model=fast((2, 2, 2)), client=client)
+    fine = open_volume(path)
+    assert fine.grid == volume.grid.finer((2, 2, 2))
+    assert fine.dtype == np.float32
+    model = fast((2, 2, 2))
+    tile = dict(zip("zyx", report.plan.tile, strict=True))
+    np.testing.assert_array_equal(voxels(path), enhance(volume, model, tile=tile).voxels.compute(scheduler="synchronous"))
