@@ -68,9 +68,9 @@ def peak_bytes() -> int:
     return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 
 
-def measure(volume: Volume, model: Model, wishes: Wishes) -> dict[str, Any]:
+def measure(volume: Volume, model: Model, wishes: Wishes, *, dtype: str = "same") -> dict[str, Any]:
     """Enhance ``volume`` on one fresh worker; returns planned and measured peak in bytes."""
-    plan = plan_volume(volume, model.architecture, wishes=wishes, machine=replace(this_machine(), cores=1))
+    plan = plan_volume(volume, model.architecture, dtype=dtype, wishes=wishes, machine=replace(this_machine(), cores=1))
     with tempfile.TemporaryDirectory() as folder, local_client(workers=1, memory_bytes=plan.memory_bytes) as client:
         enhance_to_zarr(volume, Path(folder) / "out.ome.zarr", model=model, plan=plan, client=client)
         measured = max(client.run(peak_bytes).values())

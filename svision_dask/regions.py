@@ -143,7 +143,8 @@ def write_checked(array: zarr.Array[Any], region: Region, block: npt.NDArray[Any
     assert block.dtype == array.dtype, (block.dtype, array.dtype)
     array[region.box] = block
     back = np.ascontiguousarray(array[region.box])
-    if back.tobytes() != np.ascontiguousarray(block).tobytes():
+    # As bytes: NaN, which no reading would call equal, cannot hide a difference, nor make one.
+    if not np.array_equal(back.reshape(-1).view(np.uint8), np.ascontiguousarray(block).reshape(-1).view(np.uint8)):
         raise RegionError(f"{array.store_path} {region.box}: read back other voxels than were written. Check the disk.")
     return Receipt(
         index=region.index,

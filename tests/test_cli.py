@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import zarr
 
@@ -236,22 +237,26 @@ def long_run(folder) -> tuple[object, ...]:
     return ("-m", model, "--chunks", 16, "--shards", 16, "--workers", 1, source)
 
 
-def first_voxels(output: Path) -> bool:
+def workers_start(process: subprocess.Popen[str], output: Path) -> bool:
+    return len(psutil.Process(process.pid).children()) > 1  # the first is multiprocessing's resource tracker
+
+
+def voxels_are_written(process: subprocess.Popen[str], output: Path) -> bool:
     return any(path.is_file() for path in (output / "0" / "c").rglob("*"))
 
 
 @pytest.mark.parametrize(
     ("number", "code", "word", "moment"),
     [
-        (signal.SIGINT, 130, "interrupted", first_voxels),
-        (signal.SIGTERM, 143, "terminated", first_voxels),
-        (signal.SIGTERM, 143, "terminated", Path.exists),  # the workers are about to start
+        (signal.SIGINT, 130, "interrupted", voxels_are_written),
+        (signal.SIGTERM, 143, "terminated", voxels_are_written),
+        (signal.SIGTERM, 143, "terminated", workers_start),
     ],
 )
 def test_a_signal_to_all_processes_ends_a_run_within_ten_seconds(number, code, word, moment, long_run, tmp_path):
     output = tmp_path / "fine.zarr"
     process = start("enhance", *long_run, output, env=environment(tmp_path / "scratch"))
-    while not moment(output):
+    while not moment(process, output):
         assert process.poll() is None, finish(process).stderr
         time.sleep(0.05)
     os.killpg(process.pid, number)  # as a terminal does it, and a batch system

@@ -11,12 +11,12 @@ MIB = 2**20
 
 
 def test_a_volume_larger_than_the_workers_memory_is_enhanced_within_it() -> None:
-    limit = 640 * MIB
-    volume = ramp_volume((128, 1024, 1536), "float32")
+    limit = 560 * MIB
+    volume = ramp_volume((128, 640, 960), "float64")
     layers = (Layer(kernel=3, channels=4), Layer(kernel=3, channels=2))
     stage = StageSpec(factor=(1, 1, 2), layers=layers, back_projections=0, kernel_radius=0, ensemble=False)
     model = untrained(Architecture(axes="zyx", stages=(stage,)))
-    result = measure(volume, model, Wishes(worker_memory_bytes=limit))
+    result = measure(volume, model, Wishes(worker_memory_bytes=limit), dtype="float32")
     assert result["volume_bytes"] > limit == result["limit"]
     assert result["measured"] <= result["planned"] <= limit
     assert result["planned"] <= 2 * result["measured"]

@@ -86,7 +86,7 @@ def test_independent_readers_open_the_result(client, volume, version, tmp_path) 
     node = next(iter(ome_zarr.reader.Reader(ome_zarr.io.parse_url(str(path)))()))
     image = ngff_zarr.from_ngff_zarr(str(path)).images[0]
     for seen in (node.data[0], image.data):
-        np.testing.assert_array_equal(np.asarray(seen), voxels(path))
+        np.testing.assert_array_equal(seen.compute(scheduler="synchronous"), voxels(path))
     assert image.scale == {"z": 2.0, "y": 0.25, "x": 0.25}
     assert image.translation == {"z": 10.0, "y": -3.125, "x": 0.125}
 
@@ -94,11 +94,11 @@ def test_independent_readers_open_the_result(client, volume, version, tmp_path) 
 def test_a_landmark_keeps_its_world_coordinates_at_every_level(client, tmp_path) -> None:
     from dataclasses import replace
 
-    voxel_values = np.zeros((24, 300, 420), np.float32)
-    voxel_values[10:13, 170:177, 201:206] = 100
-    plain = volume_of(voxel_values, "zyx", (24, 100, 140))
+    voxel_values = np.zeros((12, 150, 420), np.float32)
+    voxel_values[5:8, 70:77, 201:206] = 100
+    plain = volume_of(voxel_values, "zyx", (12, 50, 140))
     grid = replace(plain.grid, spacing=(3.0, 0.5, 0.4), origin=(7.0, -20.0, 1.5), units=("micrometer",) * 3)
-    cubic = tiny((2, 2, 4), back_projections=0)
+    cubic = fast((1, 2, 4))
     cubic = replace(cubic, stages=tuple(_silenced(stage) for stage in cubic.stages))
     path = tmp_path / "landmark.ome.zarr"
     enhance_to_zarr(replace(plain, grid=grid), path, model=cubic, client=client)
@@ -106,7 +106,9 @@ def test_a_landmark_keeps_its_world_coordinates_at_every_level(client, tmp_path)
     assert len(levels) >= 3
     wanted = centroid(voxel_values, grid)
     for number, level in enumerate(levels):
-        np.testing.assert_allclose(centroid(voxels(path, number), level.grid), wanted, atol=0.01)
+        # A mean stands at the middle of its voxels, wherever the light in them was; a lost translation is off by 1/4.
+        off = np.abs(centroid(voxels(path, number), level.grid) - wanted) / level.grid.spacing
+        assert off.max() < 0.1
 
 
 def centroid(values: np.ndarray, grid) -> np.ndarray:
