@@ -14,7 +14,9 @@ PACKAGES = ("dask", "distributed", "numpy", "ome-zarr", "svision-dask", "tifffil
 def environment() -> dict[str, Any]:
     """Processor, cores, memory and versions, as plain values."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
     return {
         "processor": model,
         "cores": os.cpu_count(),

@@ -17,11 +17,10 @@ import numpy as np
 
 from svision_dask.cluster import local_client, this_machine
 from svision_dask.geometry import Grid
-from svision_dask.model import Model
+from svision_dask.model import Model, Normalisation
 from svision_dask.pipeline import enhance_to_zarr, plan_volume
 from svision_dask.plan import Wishes
 from svision_dask.sample import Sample
-from svision_dask.model import Normalisation
 from svision_dask.training import SETTINGS, design_for, train_on_sample
 from svision_dask.volume import Volume
 

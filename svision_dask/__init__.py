@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from svision_dask.enhancement import enhance
-    from svision_dask.pipeline import Report, copy_to_zarr, enhance_to_zarr, plan_volume
     from svision_dask.errors import SvisionError
     from svision_dask.formats import open_volume, stack_channels
     from svision_dask.geometry import Grid
     from svision_dask.model import Model, load_model
+    from svision_dask.pipeline import Report, copy_to_zarr, enhance_to_zarr, plan_volume
     from svision_dask.plan import Plan
     from svision_dask.training import train
     from svision_dask.volume import Volume

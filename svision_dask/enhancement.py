@@ -113,7 +113,7 @@ def check_model(model: Model, volume: Volume) -> None:
 
 
 def full_factor(model: Model, axes: str) -> Shape:
-    """The model's factor for every axis of ``axes``."""
+    """Spread the model's factor over every axis of ``axes``."""
     return _full(axes, dict(zip(SPATIAL, model.factor, strict=True)))
 
 
@@ -144,15 +144,19 @@ def _enhance_tile(
     assert block_id is not None
     if block.dtype.kind == "f" and not np.isfinite(block).all():
         raise ImageError(
-            f"tile {block_id} ({axes}) holds voxels that are NaN or infinite; all must be finite. Fill them first: they "
+            f"tile {block_id} ({axes}) holds voxels that are NaN or infinite; all must be finite. Fill them: they "
             "would spread over the halo."
         )
     own = channel + (block_id[axes.index("c")] if "c" in axes else 0)
     fine = model.refine(block.reshape(spatial_shape(axes, block.shape)), channel=own)
-    expected = tuple(f * (n - 2 * h) for n, f, h in zip(spatial_shape(axes, block.shape), model.factor, model.halo, strict=True))
+    expected = tuple(
+        f * (n - 2 * h) for n, f, h in zip(spatial_shape(axes, block.shape), model.factor, model.halo, strict=True)
+    )
     # dask believes whatever shape it was told.
     assert fine.shape == expected, (fine.shape, expected)
-    return cast(fine, dtype).reshape(*(n for axis, n in zip(axes, block.shape, strict=True) if axis not in SPATIAL), *_drop(fine.shape, axes))
+    return cast(fine, dtype).reshape(
+        *(n for axis, n in zip(axes, block.shape, strict=True) if axis not in SPATIAL), *_drop(fine.shape, axes)
+    )
 
 
 def _drop(shape: Shape, axes: str) -> Shape:
@@ -187,11 +191,13 @@ def _check_tiles(shape: Shape, tile: Shape, halo: Shape, axes: str) -> None:
     if count > TOO_MANY_TILES:
         raise PlanError(f"{count} tiles in one dask graph; at most {TOO_MANY_TILES}. {advice}")
     if count > MANY_TILES:
-        warnings.warn(f"{count} tiles in one dask graph will take minutes and gigabytes. {advice}", ManyTilesWarning, stacklevel=3)
+        warnings.warn(
+            f"{count} tiles in one dask graph will take minutes and gigabytes. {advice}", ManyTilesWarning, stacklevel=3
+        )
 
 
 def _continued(voxels: da.Array, axis: int, index: npt.NDArray[np.intp]) -> da.Array:
-    """Take ``index`` along ``axis``, as slices forwards and backwards: dask shuffles what a list of numbers asks for."""
+    """Take ``index`` along ``axis``, as slices forwards and backwards: dask would shuffle a list of numbers."""
     if np.array_equal(index, np.arange(voxels.shape[axis])):
         return voxels
     pieces = []

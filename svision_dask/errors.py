@@ -53,3 +53,8 @@ class RegionError(SvisionError, RuntimeError):
     """One or more regions failed; what was written stays, but is not published as an image."""
 
     exit_code = 3
+
+
+def one_line(error: BaseException) -> str:
+    """Put the message of any error on one line, or name its type where it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -15,7 +15,7 @@ import zarr
 
 from svision_dask.errors import ImageError
 from svision_dask.geometry import Grid, Shape
-from svision_dask.omezarr_metadata import Metadata, is_omezarr, one_line, read_metadata, read_provenance
+from svision_dask.omezarr_metadata import Metadata, first_problem, is_omezarr, read_metadata, read_provenance
 from svision_dask.volume import Volume
 
 __all__ = [
@@ -176,7 +176,7 @@ def _open_array(metadata: Metadata, folder: Path, where: str) -> zarr.Array[Any]
     except FileNotFoundError as error:
         raise ImageError(f"{where}: there is no zarr v{metadata.zarr_format} array. Is the copy complete?") from error
     except Exception as error:  # damaged metadata make zarr raise nearly anything
-        raise ImageError(f"{where}: the metadata of the array cannot be read: {one_line(error)}.") from error
+        raise ImageError(f"{where}: the metadata of the array cannot be read: {first_problem(error)}.") from error
     return array
 
 

@@ -73,9 +73,7 @@ def read_metadata(path: Path) -> Metadata:
     zarr_format, attributes = read_attributes(path)
     provenance = _mapping(attributes.get(PROVENANCE))
     if provenance.get("state") == "incomplete":
-        raise ImageError(
-            f"{path} is an unfinished output of svision-dask. Run the command that made it again to finish it."
-        )
+        raise ImageError(f"{path} is an unfinished output of svision-dask. Make it again with --overwrite.")
     ome = _mapping(attributes.get("ome")) if zarr_format == 3 else attributes
     multiscale = _parse_multiscale(path, zarr_format, ome)
     return Metadata(
@@ -124,10 +122,10 @@ def read_attributes(path: Path) -> tuple[Literal[2, 3], Attributes]:
         group = zarr.open_group(path.absolute(), mode="r", zarr_format=zarr_format, use_consolidated=False)
         return zarr_format, group.attrs.asdict()
     except Exception as error:  # damaged metadata make zarr raise nearly anything
-        raise ImageError(f"{path}: the metadata of the zarr group cannot be read: {one_line(error)}.") from error
+        raise ImageError(f"{path}: the metadata of the zarr group cannot be read: {first_problem(error)}.") from error
 
 
-def one_line(error: Exception) -> str:
+def first_problem(error: Exception) -> str:
     """Put the first problem that ``error`` names on one line."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
@@ -154,7 +152,7 @@ def _parse_multiscale(path: Path, zarr_format: int, ome: Attributes) -> Multisca
         return model.model_validate({**entry, "axes": _with_types(entry.get("axes"))})
     except Exception as error:  # validators of the models can meet values that they did not expect
         raise ImageError(
-            f"{path}: the metadata are not valid OME-Zarr {version}: {one_line(error)}. Repair them."
+            f"{path}: the metadata are not valid OME-Zarr {version}: {first_problem(error)}. Repair them."
         ) from error
 
 

@@ -9,6 +9,7 @@ import json
 import math
 import shutil
 import uuid
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +21,11 @@ from ome_zarr_models.v04.axes import Axis
 from ome_zarr_models.v04.multiscales import Dataset
 from ome_zarr_models.v04.multiscales import Multiscale as MultiscaleV04
 from ome_zarr_models.v04.omero import Channel, Omero, Window
+from zarr.storage import MemoryStore
 
 from svision_dask.errors import OutputError, PlanError, UsageError
 from svision_dask.geometry import Grid, Shape
-from svision_dask.omezarr_metadata import AXIS_TYPES, PROVENANCE, one_line
+from svision_dask.omezarr_metadata import AXIS_TYPES, PROVENANCE, first_problem
 
 Version = Literal["0.4", "0.5"]
 Windows = Sequence[tuple[float, float, float, float]]
@@ -91,7 +93,7 @@ def create_store(
         draft.rename(path.absolute())  # a crash leaves no store with half of its arrays
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written: {one_line(error)}. Check the folder and the space on the disk."
+            f"{path} cannot be written: {first_problem(error)}. Check the folder and the space on the disk."
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -123,7 +125,7 @@ def open_level(path: str | Path, level: int, mode: Literal["r", "r+"] = "r") -> 
         array = zarr.open_array(Path(path).absolute() / str(level), mode=mode)
     except Exception as error:  # damaged metadata make zarr raise nearly anything
         raise OutputError(
-            f"{path}: level {level} cannot be opened: {one_line(error)}. Make the output anew."
+            f"{path}: level {level} cannot be opened: {first_problem(error)}. Make the output anew."
         ) from error
     codec = getattr(array.metadata, "compressor", None)  # of zarr v2 only
     if codec is not None and codec.codec_id == "zstd":
@@ -167,10 +169,10 @@ def publish(
         If the number of channel names or windows is not the number of channels, or ``attributes`` are not JSON.
     """
     path = Path(path)
-    image: dict[str, Any] = {"multiscales": [_multiscale(levels, name, version)]}
+    published = _written_by_ome_zarr(_multiscale(levels, name, version), version)
     if windows is not None:
+        image = published["ome"] if version == "0.5" else published
         image["omero"] = _omero(levels[0], name, channels, windows)
-    published = {"ome": {"version": version, **image}} if version == "0.5" else image
     published[PROVENANCE] = {**attributes, "state": "complete"}
     _check_json(published)
     group = _open_ours(path, version)
@@ -179,7 +181,7 @@ def publish(
         # One file holds all attributes and is replaced as a whole: a crash leaves the old or the new one.
         group.update_attributes(published)
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {one_line(error)}. Run the command again.") from error
+        raise OutputError(f"{path} cannot be written: {first_problem(error)}. Run the command again.") from error
 
 
 def _zarr_format(version: Version) -> Literal[2, 3]:
@@ -210,7 +212,7 @@ def _check_json(attributes: Mapping[str, Any]) -> None:
         json.dumps(attributes, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise UsageError(
-            f"attributes of the output: {one_line(error)}. Use strings, finite numbers, lists and objects."
+            f"attributes of the output: {first_problem(error)}. Use strings, finite numbers, lists and objects."
         ) from error
 
 
@@ -252,6 +254,30 @@ def _multiscale(levels: Sequence[Grid], name: str, version: Version) -> dict[str
     return dumped
 
 
+def _written_by_ome_zarr(entry: Mapping[str, Any], version: Version) -> dict[str, Any]:
+    """Let ome-zarr-py lay out a validated entry, in memory: on disk it would take several writes, not one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # ome_zarr deprecates classes of its own as it is imported
+        from ome_zarr.format import format_from_version
+        from ome_zarr.writer import write_multiscales_metadata
+
+        form = format_from_version(version)
+        group = zarr.create_group(MemoryStore(), zarr_format=form.zarr_format)
+        write_multiscales_metadata(
+            group,
+            entry["datasets"],
+            fmt=form,
+            axes=[{key: value for key, value in axis.items() if key != "unit"} for axis in entry["axes"]],
+            axes_units={axis["name"]: axis["unit"] for axis in entry["axes"] if "unit" in axis},
+            name=entry["name"],
+            metadata=entry["metadata"],
+        )
+    written: dict[str, Any] = dict(group.attrs.asdict())
+    # "multiscales" dictionaries SHOULD also contain the field "type" (OME-Zarr 0.5, 2.4); ome-zarr-py leaves it out.
+    written.get("ome", written)["multiscales"][0]["type"] = entry["type"]
+    return written
+
+
 def _omero(grid: Grid, name: str, channels: Sequence[str], windows: Windows) -> dict[str, Any]:
     """Build the display settings of all channels as a validated object, and return its JSON."""
     count = grid.shape[grid.axes.index("c")] if "c" in grid.axes else 1
@@ -279,7 +305,7 @@ def _open_ours(path: Path, version: Version) -> zarr.Group:
         group = zarr.open_group(path.absolute(), mode="r+", zarr_format=_zarr_format(version), use_consolidated=False)
     except Exception as error:  # damaged metadata make zarr raise nearly anything
         raise OutputError(
-            f"{path}: no OME-Zarr {version} output of ours: {one_line(error)}. Make the output anew."
+            f"{path}: no OME-Zarr {version} output of ours: {first_problem(error)}. Make the output anew."
         ) from error
     if PROVENANCE not in group.attrs:
         raise OutputError(f"{path} was not made by svision-dask, and is left as it is. Choose another name.")

@@ -293,7 +293,7 @@ class _Tally:
 def _windows(
     output: str | Path, levels: Sequence[Grid], limits: dict[int, tuple[float, float]]
 ) -> list[tuple[float, float, float, float]]:
-    """Per channel: lowest and highest voxel, and the percentiles to show, from the first time point's coarsest level."""
+    """Per channel: lowest and highest voxel, and percentiles to show, of the first time point's coarsest level."""
     axes = levels[0].axes
     coarsest = open_level(output, len(levels) - 1)
     windows = []
@@ -307,7 +307,7 @@ def _windows(
 
 @contextmanager
 def _own_or(client: Client | None, plan: Plan) -> Iterator[Client]:
-    """The client given, or one of a cluster that lives as long as this run."""
+    """Use the client given, or start a cluster that lives as long as this run."""
     if client is not None:
         yield client
     else:

@@ -1,4 +1,4 @@
-"""Make regions of the output on a cluster: a bounded window of tasks, each of which writes whole shards and reads back."""
+"""Make regions of the output on a cluster: few tasks at a time, each of which writes whole shards and reads back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svision_dask.enhancement import enhance_haloed
-from svision_dask.errors import RegionError, SvisionError
+from svision_dask.errors import RegionError, SvisionError, one_line
 from svision_dask.geometry import Shape
 from svision_dask.model import load_model_once
 from svision_dask.omezarr_write import open_level
@@ -49,7 +49,9 @@ class Receipt:
 class RegionTask(Protocol):
     """Makes one region; pickles to a few kilobytes."""
 
-    def __call__(self, region: Region, /) -> Receipt: ...
+    def __call__(self, region: Region, /) -> Receipt:
+        """Make it, and say what was written."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +138,10 @@ def write_checked(array: zarr.Array[Any], region: Region, block: npt.NDArray[Any
         If what was read back is not what was written.
     """
     unit = array.shards or array.chunks
-    aligned = all(a % u == 0 and (b % u == 0 or b == n) for a, b, u, n in zip(region.start, region.stop, unit, array.shape, strict=True))
+    aligned = all(
+        a % u == 0 and (b % u == 0 or b == n)
+        for a, b, u, n in zip(region.start, region.stop, unit, array.shape, strict=True)
+    )
     # Two tasks that write into one shard lose each other's voxels, in silence.
     assert aligned, (region, unit)
     assert block.shape == tuple(b - a for a, b in zip(region.start, region.stop, strict=True)), (block.shape, region)
@@ -149,7 +154,7 @@ def write_checked(array: zarr.Array[Any], region: Region, block: npt.NDArray[Any
     return Receipt(
         index=region.index,
         start=region.start,
-        crc32=zlib.crc32(back),
+        crc32=zlib.crc32(back.data),
         low=float(back.min()),
         high=float(back.max()),
         voxels=back.size,
@@ -185,7 +190,9 @@ def run_regions(
             outcome = future.result()
         except Exception as error:  # whatever happened, it happened to a region
             client.cancel(list(running.futures))
-            raise RegionError(f"a worker failed: {one_line(error)}. What is written stays; nothing was published.") from error
+            raise RegionError(
+                f"a worker failed: {one_line(error)}. What is written stays; nothing was published."
+            ) from error
         if isinstance(outcome, str):
             client.cancel(list(running.futures))
             raise RegionError(outcome)
@@ -201,8 +208,3 @@ def _run_one(task: RegionTask, region: Region) -> Receipt | str:
         return task(region)
     except (SvisionError, OSError, MemoryError, RuntimeError) as error:
         return f"region {region.index} at {region.start}: {type(error).__name__}: {one_line(error)}"
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error without line breaks, or its type where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from svision_dask.errors import ImageError
+from svision_dask.errors import ImageError, one_line
 from svision_dask.geometry import Shape
 from svision_dask.tiff_metadata import Calibration, read_calibration
 
@@ -91,8 +91,9 @@ def _plane_index(path: str, series: int, _version: tuple[int, int]) -> PlaneInde
     except ImageError:
         raise
     except Exception as error:  # damaged files make tifffile raise nearly anything, from struct.error to KeyError
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{path} cannot be read as TIFF: {reason}. Check that the file is complete.") from error
+        raise ImageError(
+            f"{path} cannot be read as TIFF: {one_line(error)}. Check that the file is complete."
+        ) from error
 
 
 def _build_index(file: tifffile.TiffFile, path: str, position: int) -> PlaneIndex:
@@ -300,6 +301,5 @@ def _decode(index: PlaneIndex, file: PlaneFile, plane: int, number: int, data: b
     try:
         segment, _, _ = file.decode(data, number, jpegtables=index.tables[plane])
     except Exception as error:  # each codec has its own errors
-        reason = " ".join(str(error).split())
-        raise ImageError(f"{file.path}: plane {plane} cannot be decoded: {reason}. Check the file.") from error
+        raise ImageError(f"{file.path}: plane {plane} cannot be decoded: {one_line(error)}. Check the file.") from error
     return np.asarray(segment)[0, :, :, 0]  # (depth, rows, columns, samples)

@@ -114,7 +114,10 @@ def test_a_landmark_keeps_its_world_coordinates_at_every_level(client, tmp_path)
 def centroid(values: np.ndarray, grid) -> np.ndarray:
     """World coordinates of the centre of mass."""
     values = values.astype(np.float64)
-    index = [(values.sum(axis=tuple(b for b in range(3) if b != a)) @ np.arange(n)) / values.sum() for a, n in enumerate(values.shape)]
+    index = [
+        (values.sum(axis=tuple(b for b in range(3) if b != a)) @ np.arange(n)) / values.sum()
+        for a, n in enumerate(values.shape)
+    ]
     return np.array(grid.world(index))
 
 
@@ -138,7 +141,9 @@ def test_until_the_last_region_is_written_the_store_does_not_look_finished(clien
         with pytest.raises(ImageError, match="unfinished"):
             open_volume(path)
 
-    enhance_to_zarr(volume, path, model=tiny((2, 2, 2)), wishes=LAYOUTS["one shard per region"], client=client, on_progress=look)
+    enhance_to_zarr(
+        volume, path, model=tiny((2, 2, 2)), wishes=LAYOUTS["one shard per region"], client=client, on_progress=look
+    )
     assert set(states) == {"incomplete"}
     assert read_provenance(path)["state"] == "complete"
 
@@ -155,9 +160,7 @@ def test_a_region_that_fails_leaves_a_store_that_is_not_published(client, tmp_pa
     with pytest.raises(OutputError, match="--overwrite"):
         enhance_to_zarr(volume_of(values, "zyx"), path, model=tiny((2, 2, 2)), wishes=wishes, client=client)
     np.nan_to_num(values, copy=False)
-    enhance_to_zarr(
-        volume_of(values, "zyx"), path, model=tiny((2, 2, 2)), wishes=wishes, client=client, overwrite=True
-    )
+    enhance_to_zarr(volume_of(values, "zyx"), path, model=tiny((2, 2, 2)), wishes=wishes, client=client, overwrite=True)
     assert read_provenance(path)["state"] == "complete"
 
 
@@ -192,4 +195,6 @@ def test_a_real_volume_of_nuclei_goes_through(client, data_dir, tmp_path) -> Non
     assert fine.dtype == np.float32
     model = fast((2, 2, 2))
     tile = dict(zip("zyx", report.plan.tile, strict=True))
-    np.testing.assert_array_equal(voxels(path), enhance(volume, model, tile=tile).voxels.compute(scheduler="synchronous"))
+    np.testing.assert_array_equal(
+        voxels(path), enhance(volume, model, tile=tile).voxels.compute(scheduler="synchronous")
+    )

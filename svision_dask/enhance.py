@@ -1,1 +1,0 @@
-raise ImportError('RENAMED by the lead: svision_dask.enhance is now svision_dask.enhancement (a submodule may not have the name of a public function). Use and edit that one; delete this stub when you are done; tests/test_enhancement.py')

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from svision_dask.errors import SampleError, UsageError
+from svision_dask.geometry import Grid
+from svision_dask.model import Model
+from svision_dask.noise_estimate import Noise
+from svision_dask.pairs import make_pairs
+from svision_dask.resample import degrade, kernel_radius, upsample
+from svision_dask.sample import read_sample
+from svision_dask.simulate import Phantom, as_volume
+from svision_dask.stage import Stage
+from svision_dask.training import SETTINGS, Progress, design_for, train, train_on_sample, train_stage
+from svision_dask.volume import Volume, mirror_pad
+
+
+def volume_of(voxels: np.ndarray, axes: str = "zyx") -> Volume:
+    n = len(axes)
+    grid = Grid(axes=axes, shape=voxels.shape, spacing=(1.0,) * n, origin=(0.0,) * n, units=(None,) * n)
+    return Volume.from_source(voxels, grid, chunks=voxels.shape, name="test volume")
+
+
+def smooth_volume(shape: tuple[int, ...], axes: str = "zyx", seed: int = 0) -> Volume:
+    """Noise averaged over some voxels, so that there is something to learn."""
+    from scipy.ndimage import uniform_filter
+
+    rough = np.random.default_rng(seed).random(shape, dtype=np.float32)
+    size = [3 if axis in "zyx" else 1 for axis in axes]
+    return volume_of(uniform_filter(rough, size) * 100, axes)
+
+
+def reduced(voxels: np.ndarray) -> np.ndarray:
+    return degrade(torch.from_numpy(mirror_pad(voxels, (4, 4, 4)))[None, None], (2, 2, 2))[0, 0].numpy()
+
+
+def cubic(voxels: np.ndarray) -> np.ndarray:
+    return upsample(torch.from_numpy(mirror_pad(voxels, (2, 2, 2)))[None, None], (2, 2, 2))[0, 0].numpy()
+
+
+def refined(model: Model, voxels: np.ndarray, channel: int = 0) -> np.ndarray:
+    return model.refine(mirror_pad(voxels, model.halo), channel=channel)
+
+
+def squared_error(voxels: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.square(voxels - wanted).mean())
+
+
+def decibels(ratio: float) -> float:
+    return 10 * float(np.log10(ratio))
+
+
+def test_a_few_steps_beat_cubic_interpolation_at_the_scale_of_the_volume_and_below():
+    phantom = Phantom(shape=(64, 128, 128), seed=1)
+    volume = as_volume(phantom, "expected", factor=2)
+    model = train(volume, steps=60)
+    voxels = volume.read(tuple(slice(0, n) for n in volume.grid.shape))
+    small = reduced(voxels)
+    assert decibels(squared_error(cubic(small), voxels) / squared_error(refined(model, small), voxels)) > 0.5
+    truth = phantom.truth(tuple(slice(0, n) for n in phantom.shape))
+    assert decibels(squared_error(cubic(voxels), truth) / squared_error(refined(model, voxels), truth)) > 1
+
+
+@pytest.mark.parametrize("preset", ["fast", "paper"])
+def test_sparse_volumes_do_not_kill_the_network(preset):
+    # With an output clamped at 0 and this rate, the published code answers exactly 0 after 40 steps.
+    z, y, x = np.ogrid[:32, :48, :48]
+    voxels = np.zeros((32, 48, 48), np.float32)
+    for cz, cy, cx in np.random.default_rng(0).integers(4, 28, (8, 3)):
+        voxels += 200 * np.exp(-((z - cz) ** 2 + (y - cy) ** 2 + (x - cx) ** 2) / 2)
+    voxels = np.rint(voxels).astype(np.float32)
+    assert (voxels == 0).mean() > 0.98
+    sample = read_sample(volume_of(voxels))
+    design = design_for("zyx", (2, 2, 2), preset=preset)
+    settings = replace(SETTINGS[preset], steps=40, batch=4, learning_rate=1e-3)
+    model = train_on_sample(sample, design, settings, seed=0)
+    (stage,) = model.stages
+    stage.requires_grad_(requires_grad=True)
+    residual = stage.one_pass(torch.from_numpy(voxels)[None, None])
+    assert residual.std() > 0
+    residual.square().mean().backward()
+    gradients = [parameter.grad.abs().max() for parameter in stage.network.parameters()]
+    assert all(gradient > 0 for gradient in gradients)
+    stage.requires_grad_(requires_grad=False)
+    small = reduced(voxels)
+    assert squared_error(refined(model, small), voxels) < squared_error(cubic(small), voxels)
+
+
+def test_the_seed_decides_everything():
+    volume = smooth_volume((12, 40, 40))
+    first, second, other = (train(volume, steps=3, seed=seed).to_bytes() for seed in (5, 5, 6))
+    assert first == second
+    assert first != other
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "factor", "preset"),
+    [
+        ("zyx", (12, 24, 28), {"y": 2, "x": 2}, "fast"),
+        ("yx", (40, 44), 2, "fast"),
+        ("yx", (40, 44), 2, "paper"),
+        ("yx", (24, 28), 4, "fast"),
+        ("zyx", (12, 16, 20), {"z": 2, "y": 4, "x": 4}, "fast"),
+        ("zyx", (3, 24, 28), 2, "fast"),  # thinner than the halo
+        ("zyx", (2, 16, 16), 2, "fast"),
+        ("zyx", (1, 24, 28), {"y": 2, "x": 2}, "paper"),
+        ("tcyx", (2, 1, 24, 28), {"x": 2}, "fast"),
+    ],
+)
+def test_every_kind_of_volume_is_trained_on_and_refined(axes, shape, factor, preset):
+    volume = smooth_volume(shape, axes)
+    model = train(volume, factor=factor, preset=preset, steps=2)
+    box = volume.read(tuple(slice(0, n) if a in "zyx" else slice(0, 1) for n, a in zip(shape, axes, strict=True)))
+    spatial = (1, 1, 1, *box.shape)[-3:] if "z" in axes else (1, *box.shape[-2:])
+    fine = refined(model, box.reshape(spatial))
+    assert fine.shape == tuple(n * f for n, f in zip(spatial, model.factor, strict=True))
+    # Two steps of training leave it near the cubic interpolation, in the units of the volume.
+    assert abs(fine.mean() - box.mean()) < 0.1 * box.std()
+
+
+def test_channels_that_differ_by_offset_and_gain_are_refined_alike():
+    first = smooth_volume((12, 32, 32)).read((slice(0, 12), slice(0, 32), slice(0, 32)))
+    volume = volume_of(np.stack([first, 50 * first + 1000]), "czyx")
+    model = train(volume, steps=5)
+    assert model.normalisation[1].scale == pytest.approx(50 * model.normalisation[0].scale, rel=1e-3)
+    second = refined(model, 50 * first + 1000, channel=1)
+    np.testing.assert_allclose(second, 50 * refined(model, first) + 1000, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("voxels", "reason"),
+    [
+        (np.zeros((8, 20, 20), np.uint16), "every voxel is 0"),
+        (np.full((8, 20, 20), 11, np.uint8), "every voxel is 11"),
+        (np.full((8, 20, 20), np.nan, np.float32), "3200 of 3200 voxels are NaN"),
+    ],
+)
+def test_a_sample_with_nothing_to_learn_from_is_refused(voxels, reason):
+    with pytest.raises(SampleError, match=reason):
+        train(volume_of(voxels), steps=1)
+
+
+def test_one_slice_cannot_be_refined_along_z():
+    with pytest.raises(SampleError, match="1 voxel along z"):
+        train(smooth_volume((1, 24, 24)), steps=1)
+
+
+def test_a_training_that_diverges_says_so():
+    volume = smooth_volume((12, 24, 24))
+    settings = replace(SETTINGS["fast"], steps=30, learning_rate=1e30)
+    with pytest.raises(SampleError, match="training diverged"):
+        train_on_sample(read_sample(volume), design_for("zyx", (2, 2, 2), preset="fast"), settings, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"steps": 0}, "0 steps"),
+        ({"seed": -1}, "seed -1"),
+        ({"factor": 3}, "factor z=3"),
+        ({"preset": "best"}, "preset 'best'"),
+        ({"sample": {"z": slice(0, 99)}}, "sample z=0:99"),
+    ],
+)
+def test_a_wrong_argument_is_refused(wrong, reason):
+    with pytest.raises(UsageError, match=reason):
+        train(smooth_volume((12, 24, 24)), **wrong)
+
+
+def test_progress_is_reported_after_every_step_of_every_stage():
+    seen: list[Progress] = []
+    train(smooth_volume((20, 24), "yx"), factor=4, steps=3, on_step=seen.append)
+    assert [(p.stage, p.stages, p.step, p.steps) for p in seen] == [(s, 2, i, 3) for s in (0, 1) for i in (1, 2, 3)]
+    assert all(np.isfinite(p.loss) and p.loss > 0 for p in seen)
+
+
+def test_a_model_says_how_it_came_about():
+    model = train(smooth_volume((12, 30, 40)), steps=2, seed=3, sample={"x": slice(5, 35)})
+    about = model.provenance
+    assert (about["preset"], about["input"], about["seed"], about["steps"]) == ("fast", "test volume", 3, 2)
+    assert about["sample"] == [[0, 12], [0, 30], [5, 35]]
+    assert len(about["loss"][0]) == 2
+    assert np.shape(about["noise"]) == (1, 1, 2)  # stages, channels, floor and gain
+
+
+@pytest.mark.parametrize("preset", ["fast", "paper"])
+def test_the_architecture_is_known_before_training(preset):
+    model = train(smooth_volume((24, 28), "yx"), preset=preset, steps=1)
+    assert model.architecture == design_for("yx", (2, 2), preset=preset)
+
+
+def test_the_kernel_is_cut_at_the_tolerance_of_every_stage():
+    design = design_for("zyx", (2, 4, 4), preset="paper", tolerance=1e-3)
+    radii = [kernel_radius(stage.factor, 20, 1e-3) for stage in design.stages]
+    assert {stage.kernel_radius for stage in design.stages} == {max(radii)}
+    assert design_for("yx", (2, 2), preset="paper", tolerance=0).stages[0].kernel_radius == 57
+    assert design_for("yx", (2, 2), preset="fast").stages[0].kernel_radius == 0
+
+
+def test_training_fits_one_pass_also_where_an_ensemble_is_used_later():
+    (spec,) = design_for("yx", (2, 2), preset="paper").stages
+    stage, passes = Stage(spec, "yx"), []
+    stage.network.register_forward_hook(lambda *_: passes.append(1))
+    pairs = make_pairs(
+        np.random.default_rng(0).standard_normal((1, 1, 40, 40), dtype=np.float32),
+        factor=spec.factor,
+        halo=stage.network.reach,
+        zooms=(1.0,),
+        noise=[Noise(floor=0.0, gain=0.0)],
+        offsets=[0.0],
+        scales=[1.0],
+    )
+    train_stage(stage, pairs, replace(SETTINGS["paper"], steps=3), seed=0, report=lambda step, loss: None)
+    assert len(passes) == 3
