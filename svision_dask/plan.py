@@ -23,7 +23,7 @@ SHARD = {2: 4096, 3: 256}
 ENOUGH_REGIONS = 8
 """Smaller volumes get smaller shards, so that there is work for several workers."""
 ENOUGH_MEMORY = 1.25
-"""More processes with smaller tiles are preferred to fewer with larger ones, up to so many times the redundancy."""
+"""More processes with smaller tiles are preferred to fewer with larger ones, up to so many times the work per core."""
 COMPRESSION = 10
 """Microscope volumes rarely compress better; a disk too small even for that is refused."""
 
@@ -231,7 +231,7 @@ def plan_enhancement(
         version=wishes.version,
         dtype=dtype,
         workers=processes,
-        threads=max(1, machine.cores // processes),
+        threads=_threads(machine, processes),
         worker_bytes=work.worker_bytes(tile),
         memory_bytes=_memory(wishes, machine, processes),
         redundancy=work.redundancy(tile),
@@ -339,9 +339,13 @@ def _share(work: Workload, wishes: Wishes, machine: Machine, *, count: int) -> t
             options[processes] = tile
     if not options:
         raise _too_large(work, wishes, _memory(wishes, machine, most if wishes.workers else 1))
-    cost = {processes: work.redundancy(tile) for processes, tile in options.items()}
+    cost = {p: work.redundancy(tile) / (p * _threads(machine, p)) for p, tile in options.items()}
     best = max(processes for processes in options if cost[processes] <= ENOUGH_MEMORY * min(cost.values()))
     return best, options[best]
+
+
+def _threads(machine: Machine, processes: int) -> int:
+    return max(1, machine.cores // processes)
 
 
 def _memory(wishes: Wishes, machine: Machine, processes: int) -> int:

@@ -43,7 +43,6 @@ WITHIN_LAYER = {
     ("tiff", "tiff_metadata"),
     ("tiff", "tiff_planes"),
     ("tiff_planes", "tiff_metadata"),
-    ("workload", "errors"),
     ("workload", "geometry"),
     ("__main__", "cli"),
 }

@@ -92,9 +92,10 @@ def planned(request: dict) -> Plan:
     try:
         return plan_of(**request)
     except PlanError as error:
-        assert re.fullmatch(r"[^\n]*\d[^\n]*Use [^\n]*--[^\n]*\.", str(error)), error
-        assume(False)
-        raise
+        refusal = str(error)
+    assert re.fullmatch(r"[^\n]*\d[^\n]*Use [^\n]*--[^\n]*\.", refusal)
+    assume(False)
+    raise AssertionError
 
 
 @given(request=requests())
@@ -321,10 +322,10 @@ def test_an_axis_without_voxels_is_refused():
 
 def test_a_million_million_voxels_are_planned_at_once_and_their_regions_made_one_by_one():
     started = time.monotonic()
-    plan = plan_of("tczyx", (100, 4, 1000, 1600, 1600), wishes=Wishes(shard=dict.fromkeys("zyx", 128)))
+    plan = plan_of("tczyx", (100, 4, 1000, 1600, 1600), wishes=Wishes(shard=dict.fromkeys("zyx", 64)))
     series = plan_of("tyx", (10**7, 32, 32))
     assert math.prod(plan.coarse.shape) > 10**12
-    assert min(len(plan.regions), len(series.regions)) >= 10**7 / 2
+    assert min(len(plan.regions), len(series.regions)) >= 10**7
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
@@ -334,7 +335,7 @@ def test_a_million_million_voxels_are_planned_at_once_and_their_regions_made_one
         peak = tracemalloc.get_traced_memory()[1] - before
     finally:
         tracemalloc.stop()
-    assert peak < 100_000
+    assert peak < 10**6  # a list of so few would take 10 MB
     assert time.monotonic() - started < 5
 
 
