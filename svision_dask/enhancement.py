@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from svision_dask.errors import ImageError, ModelError, PlanError
-from svision_dask.geometry import SPATIAL, Shape
-from svision_dask.model import Model, spatial_shape
+from svision_dask.geometry import SPATIAL, Shape, spatial_shape
+from svision_dask.model import Model
 from svision_dask.plan import largest_tile, tile_chunks
 from svision_dask.volume import Volume, mirror
 

@@ -19,7 +19,6 @@ import torch
 from svision_dask.architecture import Architecture
 from svision_dask.errors import ModelError, OutputError, UsageError
 from svision_dask.geometry import Shape
-from svision_dask.geometry import spatial_shape as spatial_shape
 from svision_dask.stage import Stage, trim
 
 FORMAT = 1

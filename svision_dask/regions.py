@@ -24,7 +24,7 @@ from svision_dask.volume import Volume, read_mirrored
 
 if TYPE_CHECKING:
     import zarr
-    from distributed import Client
+    from distributed import Client, Future
 
 TASKS_PER_WORKER = 3
 """Tasks known to the cluster per worker: one that runs and two that wait, so that none idles for the client."""
@@ -173,33 +173,43 @@ def run_regions(
     Raises
     ------
     RegionError
-        At the first region that fails: no more are started, those that run are abandoned.
+        If a region fails: no more are started then, and those known to the cluster are waited for, because a task that
+        writes after this call has returned could meet whatever the caller does next.
     """
     from cloudpickle import dumps
     from distributed import as_completed
 
-    waiting = iter(regions)
-    workers = max(1, len(client.scheduler_info()["workers"]))
+    waiting, failures = iter(regions), []
     # A volume held in memory travels to every worker once, not with every region.
-    heavy = len(dumps(task)) > HEAVY_BYTES
-    sent = client.scatter(task, broadcast=True, hash=False) if heavy else task
+    sent = client.scatter(task, broadcast=True, hash=False) if len(dumps(task)) > HEAVY_BYTES else task
     submit = partial(client.submit, _run_one, sent, pure=False)
-    running = as_completed([submit(region) for region in islice(waiting, TASKS_PER_WORKER * workers)])
-    for future in running:
-        try:
-            outcome = future.result()
-        except Exception as error:  # whatever happened, it happened to a region
-            client.cancel(list(running.futures))
-            raise RegionError(
-                f"a worker failed: {one_line(error)}. What is written stays; nothing was published."
-            ) from error
-        if isinstance(outcome, str):
-            client.cancel(list(running.futures))
-            raise RegionError(outcome)
-        future.release()
-        on_receipt(outcome)
-        for region in islice(waiting, 1):
-            running.add(submit(region))
+    known = TASKS_PER_WORKER * max(1, len(client.nthreads()))
+    running = as_completed([submit(region) for region in islice(waiting, known)])
+    try:
+        for future in running:
+            outcome = _outcome(future)
+            future.release()
+            if isinstance(outcome, str):
+                failures.append(outcome)
+            else:
+                on_receipt(outcome)
+            for region in islice(waiting, 0 if failures else 1):
+                running.add(submit(region))
+    except BaseException:  # an interrupt, too, must not leave tasks behind
+        client.cancel(list(running.futures))
+        raise
+    if failures:
+        more = f" ({len(failures) - 1} more failed.)" if len(failures) > 1 else ""
+        raise RegionError(f"{failures[0]}{more} Nothing was published.")
+
+
+def _outcome(future: Future[Any]) -> Receipt | str:
+    """Take the receipt, or why there is none; an error that arrives as such is one of the worker, not of the task."""
+    try:
+        outcome: Receipt | str = future.result()
+    except Exception as error:  # whatever happened, it happened to a region
+        return f"a worker failed: {one_line(error)}"
+    return outcome
 
 
 def _run_one(task: RegionTask, region: Region) -> Receipt | str:

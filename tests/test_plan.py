@@ -164,6 +164,16 @@ def test_the_bytes_to_read_and_the_voxels_to_compute_are_those_of_every_region_a
     assert plan.write_bytes == math.prod(plan.fine.shape) * 4
 
 
+def test_tiles_start_anew_in_every_region():
+    # Per axis: two regions of 6 coarse voxels, each two tiles of 4 and a halo of 1.
+    wishes = Wishes(shard=dict.fromkeys("zyx", 12), tile=dict.fromkeys("zyx", 4))
+    plan = plan_of("zyx", (12, 12, 12), halo=(1, 1, 1), wishes=wishes)
+    assert (plan.region, plan.tile) == ((12, 12, 12), (4, 4, 4))
+    assert plan.redundancy == pytest.approx((2 * 2 * (4 + 2) / 12) ** 3)
+    # Read are 0 … 8 for the first, with the rest of its second tile, and 5 … 11 for the second, then mirrored.
+    assert plan.read_bytes == 2 * (9 + 7) ** 3
+
+
 def test_a_worker_holds_the_process_its_buffers_and_one_forward_pass():
     # One region, one tile: 10×10×10 coarse voxels with 5 of halo on each side.
     plan = plan_of("zyx", (10, 10, 10), itemsize=7, machine=Machine(cores=1, memory_bytes=GIB))

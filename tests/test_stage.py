@@ -36,6 +36,14 @@ def stage_of(preset: str, axes: str, factor: tuple[int, int, int], ensemble: boo
     return stage.double()
 
 
+TURNS = [
+    lambda v, flips=flips, swap=swap: (v.transpose(3, 4) if swap else v).flip(flips)
+    for flips in ([], [3], [4], [3, 4])
+    for swap in (False, True)
+]
+"""All lateral orientations."""
+
+
 def random_coarse(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal((1, 1, *shape)))
 
@@ -104,6 +112,10 @@ def test_an_ensemble_is_the_mean_of_eight_or_where_y_and_x_differ_of_four():
         assert len(seen) == count
         # No two members saw the same voxels.
         assert len({tuple(member.flatten().tolist()) for member in seen}) == count
+        flat = torch.ones(1, 1, 17, 17, 17, dtype=torch.float64)  # looks alike from everywhere
+        acts = TURNS if count == 8 else TURNS[::2]  # every other one only flips
+        mean = sum(act(stage.one_pass(flat)) for act in acts) / count
+        torch.testing.assert_close(stage.residual(flat), mean, rtol=0, atol=1e-12)
 
 
 def silenced(design: Architecture) -> Stage:

@@ -92,9 +92,9 @@ def test_sparse_volumes_do_not_kill_the_network(preset):
 
 def test_the_seed_decides_everything():
     volume = smooth_volume((12, 40, 40))
-    first, second, other = (train(volume, steps=3, seed=seed).to_bytes() for seed in (5, 5, 6))
-    assert first == second
-    assert first != other
+    first, second, other = (train(volume, steps=3, seed=seed) for seed in (5, 5, 6))
+    assert first.to_bytes() == second.to_bytes()
+    assert not np.array_equal(refined(first, np.eye(12)[None]), refined(other, np.eye(12)[None]))
 
 
 @pytest.mark.parametrize(
