@@ -136,7 +136,7 @@ def stack_channels(volumes: Sequence[Volume]) -> Volume:
         voxels=da.stack([volume.voxels for volume in volumes], axis=axis),
         grid=grid,
         channels=tuple(volume.name for volume in volumes),
-        name=first.name,
+        name=" + ".join(volume.name for volume in volumes),
         source=_stacked_source(volumes, axis, grid.shape),
     )
 

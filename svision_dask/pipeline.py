@@ -165,7 +165,8 @@ def enhance_to_zarr(
         "package": f"svision-dask {version('svision-dask')}",
         "input": volume.name,
         "model": trained.digest,
-        "training": trained.provenance,
+        # The loss curve stays in the model, which is kept; readers of the image load all of its attributes.
+        "training": {key: value for key, value in trained.provenance.items() if key != "loss"},
     }
     levels = _make_image(volume, output, plan, task, client=client, about=about, on_progress=on_progress)
     return Report(
