@@ -38,7 +38,7 @@ def this_machine(output: str | Path | None = None) -> Machine:
     return Machine(cores=CPU_COUNT, memory_bytes=int(SHARE_OF_FREE_MEMORY * free), disk_free_bytes=disk)
 
 
-WORKER_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Tensors come and go by the hundred megabytes; with huge pages the kernel hands them out in half the time or less."""
 
 
@@ -63,6 +63,8 @@ def local_client(*, workers: int, memory_bytes: int) -> Iterator[Client]:
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.pause": False,
         "distributed.worker.memory.terminate": 0.99,
+        # Before the process starts: the C library reads its tunables only then.
+        "distributed.nanny.pre-spawn-environ": {**dask.config.get("distributed.nanny.pre-spawn-environ"), **HUGE_PAGES},
     }
     with ExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory(prefix="svision-dask-", ignore_cleanup_errors=True))
@@ -78,7 +80,6 @@ def local_client(*, workers: int, memory_bytes: int) -> Iterator[Client]:
                 # Any free port for what is served even without a dashboard: 8787 would warn when it is taken.
                 scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
                 local_directory=folder,
-                env=WORKER_ENVIRONMENT,
                 silence_logs=logging.CRITICAL,  # a region's failure is reported once, by us
             )
             client = stack.enter_context(Client(stack.enter_context(cluster)))

@@ -41,7 +41,7 @@ class Commands(click.Group):
         try:
             with _interruptible():
                 return super().invoke(ctx)
-        except (SvisionError, OSError, MemoryError) as error:
+        except (SvisionError, OSError, MemoryError, RuntimeError) as error:
             if ctx.params.get("verbose", 0) >= SHOW_TRACEBACK:
                 traceback.print_exc()
             _end(str(error) or type(error).__name__, getattr(error, "exit_code", 1))

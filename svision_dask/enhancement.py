@@ -67,7 +67,11 @@ def enhance(volume: Volume, model: Model, *, tile: Mapping[str, int] | None = No
     fine = enhance_haloed(haloed, model, axes=axes, tile=size, dtype=volume.dtype)
     grid = volume.grid.finer(full_factor(model, axes))
     return Volume(
-        voxels=fine[tuple(slice(0, n) for n in grid.shape)], grid=grid, channels=volume.channels, name=volume.name
+        voxels=fine[tuple(slice(0, n) for n in grid.shape)],
+        grid=grid,
+        channels=volume.channels,
+        name=volume.name,
+        paths=volume.paths,
     )
 
 
@@ -120,7 +124,8 @@ def full_factor(model: Model, axes: str) -> Shape:
 def cast(voxels: npt.NDArray[np.float32], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Round and clip to ``dtype``; integers never wrap."""
     if dtype.kind == "f":
-        return voxels.astype(dtype, copy=False)
+        limit = np.finfo(dtype).max
+        return (voxels.clip(-limit, limit) if dtype.itemsize < 4 else voxels).astype(dtype, copy=False)
     if dtype.kind == "b":
         return voxels >= 0.5
     limits = np.iinfo(dtype)

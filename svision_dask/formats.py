@@ -54,13 +54,13 @@ def open_volume(
     if path.is_dir():
         _refuse(path, "an OME-Zarr, which says this itself", axes=axes, spacing=spacing, unit=unit)
         _refuse(path, "an OME-Zarr, which has no series", series=series or None)
-        return replace(_open_folder(path, level), path=str(path))
+        return replace(_open_folder(path, level), paths=(str(path),))
     if not path.exists():
         raise ImageError(f"{path} does not exist; give {READABLE}.")
     if not is_tiff(path):
         raise ImageError(f"{path} is neither OME-Zarr nor TIFF; give {READABLE}.")
     _refuse(path, "a TIFF, of which only level 0 is read", level=level or None)
-    return replace(open_tiff(path, series=series, axes=axes, spacing=spacing, unit=unit), path=str(path))
+    return replace(open_tiff(path, series=series, axes=axes, spacing=spacing, unit=unit), paths=(str(path),))
 
 
 def _open_folder(path: Path, level: int) -> Volume:
@@ -132,12 +132,17 @@ def stack_channels(volumes: Sequence[Volume]) -> Volume:
         _check_equal(first, volume)
     axis = int("t" in first.grid.axes)
     grid = _with_channels(first.grid, axis, len(volumes))
-    return Volume(
-        voxels=da.stack([volume.voxels for volume in volumes], axis=axis),
-        grid=grid,
+    source = _stacked_source(volumes, axis, grid.shape)
+    if source is not None:  # a graph that grows with the number of volumes, not of their chunks
+        chunks = tuple(int(n) for n in (*first.voxels.chunksize[:axis], 1, *first.voxels.chunksize[axis:]))
+        stacked = Volume.from_source(source, grid, chunks=chunks)
+    else:
+        stacked = Volume(voxels=da.stack([volume.voxels for volume in volumes], axis=axis), grid=grid)
+    return replace(
+        stacked,
         channels=tuple(volume.name for volume in volumes),
         name=" + ".join(volume.name for volume in volumes),
-        source=_stacked_source(volumes, axis, grid.shape),
+        paths=tuple(path for volume in volumes for path in volume.paths),
     )
 
 

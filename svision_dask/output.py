@@ -11,8 +11,8 @@ from svision_dask.errors import ImageError, OutputError
 from svision_dask.omezarr import describe_omezarr, is_omezarr, read_provenance
 
 
-def check_output(output: str | Path, source: str | Path | None, *, overwrite: bool) -> None:
-    """Check, before any work, that the folder ``output`` can be made from ``source``.
+def check_output(output: str | Path, *sources: str | Path, overwrite: bool) -> None:
+    """Check, before any work, that the folder ``output`` can be made from ``sources``.
 
     Raises
     ------
@@ -20,7 +20,7 @@ def check_output(output: str | Path, source: str | Path | None, *, overwrite: bo
         If it is the input, lies inside it or contains it; if it exists and is not to be, or must not be, replaced; if
         it cannot be written there.
     """
-    if source is not None:
+    for source in sources:
         _check_apart(Path(output), Path(source))
     _check_folder(Path(output))
     _check_existing(Path(output), overwrite=overwrite)

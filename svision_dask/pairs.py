@@ -98,7 +98,8 @@ def make_pairs(
     """
     for axis, n, f in zip(SPATIAL, voxels.shape[1:], factor, strict=True):
         if n < f:
-            raise SampleError(f"sample of {n} voxel along {axis}: at least {f} are needed. Use --factor {axis}=1.")
+            keep = ",".join(f"{a}={1 if a == axis else g}" for a, g in zip(SPATIAL, factor, strict=True))
+            raise SampleError(f"sample of {n} voxel along {axis}: at least {f} are needed. Use --factor {keep}.")
     made = []
     for channel, model, offset, scale in zip(voxels, noise, offsets, scales, strict=True):
         for zoom in zooms:

@@ -15,7 +15,7 @@ import numpy as np
 
 from svision_dask.architecture import Architecture
 from svision_dask.cluster import local_client, this_machine
-from svision_dask.enhancement import check_model
+from svision_dask.enhancement import check_model, full_factor
 from svision_dask.errors import UsageError
 from svision_dask.formats import open_volume
 from svision_dask.geometry import SPATIAL, Grid
@@ -148,10 +148,11 @@ def enhance_to_zarr(
     """
     started = time.monotonic()
     volume = source if isinstance(source, Volume) else open_volume(source)
-    check_output(output, volume.path, overwrite=overwrite)
+    check_output(output, *volume.paths, overwrite=overwrite)
     trained = model if isinstance(model, Model) else load_model(model)
     check_model(trained, volume)
     plan = plan or plan_volume(volume, trained.architecture, output=output, dtype=dtype, wishes=wishes)
+    _check_plan(plan, volume, trained)
     Path(output).absolute().parent.mkdir(parents=True, exist_ok=True)
     path = Path(model) if isinstance(model, (str, Path)) else trained.save(model_path_beside(output, trained))
     task = EnhanceTask(
@@ -179,6 +180,19 @@ def enhance_to_zarr(
     )
 
 
+def _check_plan(plan: Plan, volume: Volume, model: Model) -> None:
+    """Refuse a plan made for something else: its spacing would be published as this volume's."""
+    made_for = (
+        plan.coarse,
+        plan.factor,
+        tuple(h for h, a in zip(plan.halo, plan.coarse.axes, strict=True) if a in SPATIAL),
+    )
+    axes = volume.grid.axes
+    halo = tuple(h for h, a in zip(model.halo, SPATIAL, strict=True) if a in axes)
+    if made_for != (volume.grid, full_factor(model, axes), halo):
+        raise UsageError(f"plan: made for another volume or model than {volume.name}. Make it with plan_volume.")
+
+
 def model_path_beside(output: str | Path, model: Model) -> Path:
     """Where ``enhance_to_zarr`` keeps a model: named by its content, so that a file never changes under its name."""
     name = Path(output).name.removesuffix(".zarr").removesuffix(".ome")
@@ -201,7 +215,7 @@ def copy_to_zarr(
     SvisionError
         Of the class that fits; see ``errors``.
     """
-    check_output(output, volume.path, overwrite=overwrite)
+    check_output(output, *volume.paths, overwrite=overwrite)
     ones = (1,) * len(volume.grid.axes)
     plan = plan_enhancement(
         volume.grid,
@@ -301,8 +315,11 @@ def _windows(
     for channel, (low, high) in sorted(limits.items()):
         chosen = {"t": slice(0, 1), "c": slice(channel, channel + 1)}
         voxels = np.asarray(coarsest[tuple(chosen.get(axis, slice(None)) for axis in axes)])
-        start, end = (float(v) for v in np.percentile(voxels, SHOWN))
-        windows.append((low, high, start, end if end > start else max(high, start + 1)))
+        finite = voxels[np.isfinite(voxels)].astype(np.float64)
+        start, end = (float(v) for v in np.percentile(finite, SHOWN)) if finite.size else (low, high)
+        if end <= start:  # nearly all voxels are alike
+            end = high if high > start else start + 1
+        windows.append((low, high, start, end))
     return windows
 
 

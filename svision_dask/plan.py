@@ -203,6 +203,8 @@ def plan_enhancement(
         the option to change.
     """
     wishes = wishes or Wishes()
+    if wishes.shard and wishes.version == "0.4":
+        raise PlanError("shards: OME-Zarr 0.4 has none. Use --ome-zarr-version 0.5, or leave out --shards.")
     fine = coarse.finer(factor)
     _check_sizes(coarse, wishes)
     chunk = _chunk(fine, wishes)

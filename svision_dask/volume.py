@@ -9,6 +9,7 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
+from svision_dask.errors import UsageError
 from svision_dask.geometry import Grid
 
 Box = tuple[slice, ...]
@@ -39,10 +40,14 @@ class Volume:
     channels: tuple[str, ...] = ()
     """Channel names, one per channel, or none when the volume has no channel axis."""
     name: str = ""
-    path: str | None = None
-    """Where it was opened from; an output must not be there."""
+    paths: tuple[str, ...] = ()
+    """What its voxels are read from; an output must not be there."""
     source: Source | None = field(default=None, repr=False)
     """What ``voxels`` was made from; workers read boxes from it without a graph."""
+
+    def __post_init__(self) -> None:
+        if self.voxels.shape != self.grid.shape:
+            raise UsageError(f"volume {self.name}: voxels of {self.voxels.shape} on a grid of {self.grid.shape}.")
 
     @classmethod
     def from_source(

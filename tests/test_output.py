@@ -75,13 +75,13 @@ NEVER_REPLACED = [
 
 def test_a_new_name_is_allowed_also_in_folders_that_do_not_exist(tmp_path):
     before = tree(tmp_path)
-    check_output(tmp_path / "new.zarr", None, overwrite=False)
+    check_output(tmp_path / "new.zarr", overwrite=False)
     check_output(tmp_path / "a" / "b" / "new.zarr", tmp_path / "input.tif", overwrite=False)
     assert tree(tmp_path) == before
 
 
 def test_an_empty_folder_is_allowed(tmp_path):
-    check_output(tmp_path, None, overwrite=False)
+    check_output(tmp_path, overwrite=False)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_an_empty_folder_is_allowed(tmp_path):
 def test_an_image_is_replaced_only_when_asked(make, what, tmp_path):
     path = make(tmp_path / "image.zarr")
     with pytest.raises(OutputError, match=f"image.zarr exists: {what}. Use --overwrite"):
-        check_output(path, None, overwrite=False)
-    check_output(path, None, overwrite=True)
+        check_output(path, overwrite=False)
+    check_output(path, overwrite=True)
 
 
 @pytest.mark.parametrize("make", NEVER_REPLACED)
@@ -105,7 +105,7 @@ def test_what_is_not_one_image_is_never_replaced(make, overwrite, tmp_path):
     path = make(tmp_path / "there.zarr")
     before = tree(tmp_path)
     with pytest.raises(OutputError, match=r"there\.zarr exists and is not one OME-Zarr image; it is never replaced"):
-        check_output(path, None, overwrite=overwrite)
+        check_output(path, overwrite=overwrite)
     assert tree(tmp_path) == before
 
 
@@ -172,7 +172,7 @@ def test_an_output_beside_the_input_is_allowed_also_if_one_name_begins_like_the_
 def test_a_file_cannot_be_a_folder(parts, tmp_path):
     make_file(tmp_path / "file")
     with pytest.raises(OutputError, match=r"file is not a folder\. Choose another place"):
-        check_output(tmp_path.joinpath(*parts), None, overwrite=True)
+        check_output(tmp_path.joinpath(*parts), overwrite=True)
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def unwritable(tmp_path):
 @pytest.mark.parametrize("parts", [("fine.zarr",), ("deeper", "fine.zarr")])
 def test_a_folder_that_cannot_be_written_is_found_before_any_work(parts, unwritable):
     with pytest.raises(OutputError, match=r"unwritable is not writable\. Choose another place"):
-        check_output(unwritable.joinpath(*parts), None, overwrite=False)
+        check_output(unwritable.joinpath(*parts), overwrite=False)
     with pytest.raises(OutputError, match="not writable"):
         check_new_file(unwritable / "model.safetensors")
 

@@ -10,8 +10,8 @@ import zarr
 
 from svision_dask.cluster import local_client
 from svision_dask.enhancement import enhance
-from svision_dask.errors import ImageError, OutputError, RegionError
-from svision_dask.formats import open_volume
+from svision_dask.errors import ImageError, OutputError, RegionError, UsageError
+from svision_dask.formats import open_volume, stack_channels
 from svision_dask.omezarr import list_levels, read_provenance
 from svision_dask.pipeline import RunProgress, copy_to_zarr, enhance_to_zarr, plan_volume
 from svision_dask.plan import Machine, Wishes
@@ -30,7 +30,7 @@ TILE = {"z": 10, "y": 16, "x": 16}
 LAYOUTS = {
     "one shard per region": Wishes(tile=TILE, chunk={"z": 10, "y": 16, "x": 16}, shard={"z": 20, "y": 32, "x": 32}),
     "large shards": Wishes(tile=TILE, chunk={"z": 20, "y": 32, "x": 32}, shard={"z": 40, "y": 96, "x": 64}),
-    "no shards": Wishes(tile=TILE, chunk={"z": 20, "y": 32, "x": 32}, shard={"z": 20, "y": 64, "x": 32}, version="0.4"),
+    "no shards": Wishes(tile=TILE, chunk={"z": 20, "y": 32, "x": 32}, version="0.4"),
 }
 
 
@@ -80,7 +80,8 @@ def test_channels_times_and_planes_keep_their_order(client, tmp_path) -> None:
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_independent_readers_open_the_result(client, volume, version, tmp_path) -> None:
     path = tmp_path / "fine.ome.zarr"
-    wishes = Wishes(chunk={"z": 16, "y": 16, "x": 16}, shard={"z": 32, "y": 32, "x": 32}, version=version)
+    shard = {"z": 32, "y": 32, "x": 32} if version == "0.5" else None
+    wishes = Wishes(chunk={"z": 16, "y": 16, "x": 16}, shard=shard, version=version)
     enhance_to_zarr(volume, path, model=tiny((1, 2, 2)), wishes=wishes, client=client)
     assert ome_zarr_models.open_ome_zarr(path, version=version) is not None
     node = next(iter(ome_zarr.reader.Reader(ome_zarr.io.parse_url(str(path)))()))
@@ -198,3 +199,42 @@ def test_a_real_volume_of_nuclei_goes_through(client, data_dir, tmp_path) -> Non
     np.testing.assert_array_equal(
         voxels(path), enhance(volume, model, tile=tile).voxels.compute(scheduler="synchronous")
     )
+
+
+def test_an_output_over_any_of_the_inputs_is_refused(client, volume, tmp_path) -> None:
+    inputs = [tmp_path / "a.ome.zarr", tmp_path / "b.ome.zarr"]
+    for path in inputs:
+        copy_to_zarr(volume, path, client=client)
+    both = stack_channels([open_volume(path) for path in inputs])
+    for output in inputs:
+        with pytest.raises(OutputError, match="output is the input"):
+            copy_to_zarr(both, output, client=client, overwrite=True)
+        with pytest.raises(OutputError, match="output is the input"):
+            enhance_to_zarr(both, output, model=fast((2, 2, 2)), client=client, overwrite=True)
+    np.testing.assert_array_equal(voxels(inputs[0]), volume.voxels.compute(scheduler="synchronous"))
+
+
+def test_masks_and_floats_with_holes_are_copied_and_shown(client, tmp_path) -> None:
+    holes = random_voxels((5, 20, 30)) / 1000
+    holes[:, :4] = np.nan
+    holes[2, 7, 7] = np.inf
+    for name, values in (("holes", holes), ("mask", holes > 0.1)):
+        copy_to_zarr(volume_of(values, "zyx"), tmp_path / name, client=client)
+        np.testing.assert_array_equal(voxels(tmp_path / name), values)
+        window = zarr.open_group(tmp_path / name, mode="r").attrs["ome"]["omero"]["channels"][0]["window"]
+        assert window["min"] <= window["start"] < window["end"] <= 1
+        assert np.isfinite(list(window.values())).all()
+
+
+def test_a_plan_for_another_volume_is_refused(client, volume, tmp_path) -> None:
+    plan = plan_volume(volume_of(random_voxels((13, 37, 41)), "zyx"), fast((2, 2, 2)).architecture, machine=MACHINE)
+    with pytest.raises(UsageError, match="made for another volume or model"):
+        enhance_to_zarr(volume, tmp_path / "fine.ome.zarr", model=fast((2, 2, 2)), plan=plan, client=client)
+    assert not (tmp_path / "fine.ome.zarr").exists()
+
+
+def test_huge_pages_reach_the_workers(client) -> None:
+    if not Path("/proc/self/environ").exists():
+        pytest.skip("only Linux tells what a process was started with")
+    started_with = client.run(lambda: Path("/proc/self/environ").read_bytes())
+    assert all(b"glibc.malloc.hugetlb=1" in content for content in started_with.values())
