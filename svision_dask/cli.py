@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from svision_dask.architecture import PRESETS, Architecture
 from svision_dask.arguments import parse_box, parse_lengths, parse_numbers, parse_size, parse_tolerance
-from svision_dask.console import Commands, Update, image_facts, image_lines, plan_lines, progress
+from svision_dask.console import Commands, Update, image_facts, image_lines, plan_lines, progress, training_lines
 from svision_dask.errors import UsageError
 from svision_dask.plan import VERSIONS, Plan, Wishes
 
@@ -51,7 +51,11 @@ learning = _options(
         "--factor", default="2", show_default=True, help="How many times finer, 1, 2 or 4: 2, 1,2,2 or z=1,y=2,x=2."
     ),
     click.option(
-        "--preset", type=click.Choice(PRESETS), default="fast", show_default=True, help="paper is the published form."
+        "--preset",
+        type=click.Choice(PRESETS),
+        default="fast",
+        show_default=True,
+        help="best takes minutes to train; paper is the published form.",
     ),
     click.option("--sample", help="Sub-volume to learn from, start:stop per axis; chosen by default."),
     click.option(
@@ -272,7 +276,7 @@ def _train(volume: Volume, given: Given) -> Model:
             what = "train" if state.stages == 1 else f"train stage {state.stage + 1} of {state.stages}"
             update(what, state.step, state.steps, f"loss {state.loss:.4f}")
 
-        return training.train(
+        model = training.train(
             volume,
             factor=_factor(given),
             preset=given["preset"],
@@ -282,6 +286,9 @@ def _train(volume: Volume, given: Given) -> Model:
             tolerance=parse_tolerance(given["halo"], option="--halo"),
             on_step=show,
         )
+    for line in training_lines(model.provenance):
+        click.echo(line, err=True)
+    return model
 
 
 def _run_shower(update: Update) -> Callable[[RunProgress], None]:

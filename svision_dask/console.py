@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -145,6 +145,24 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         f"workers  {plan.workers} with {plan.threads} threads each, {_size(plan.worker_bytes)} of "
         f"{_size(plan.memory_bytes)} memory each"
     )
+
+
+def training_lines(provenance: Mapping[str, Any]) -> Iterator[str]:
+    """Say what a trained model is worth, as far as can be told without a truth; warn where it is worth nothing."""
+    checked = provenance.get("self_check")
+    if checked is not None:
+        over_cubic = checked["psnr"] - checked["cubic_psnr"]
+        over_projected = checked["psnr"] - checked["cubic_bp_psnr"]
+        yield (
+            f"self-check (input reduced and enhanced again): {over_cubic:+.2f} dB over cubic, {over_projected:+.2f} dB "
+            "over cubic with back projection"
+        )
+    for number, verdict in enumerate(provenance.get("verdict", ()), start=1):
+        if verdict["stage"] >= min(verdict["cubic"], verdict["back_projected"]):
+            yield (
+                f"warning: stage {number} is no better than cubic interpolation with back projection where it was not "
+                "trained; another --sample or --seed, or a smaller --factor, may help"
+            )
 
 
 def image_lines(volume: Volume, info: ImageInfo | None) -> Iterator[str]:

@@ -21,7 +21,7 @@ from svision_dask.errors import ModelError, OutputError, UsageError
 from svision_dask.geometry import Shape
 from svision_dask.stage import Stage, trim
 
-FORMAT = 1
+FORMAT = 2
 """Version of the file's layout; raised when an older reader would misread a newer file."""
 MAX_BYTES = 64 * 2**20
 """A model of this kind has some kilobytes; anything above this is not one."""
@@ -120,6 +120,7 @@ class Model:
             "format": FORMAT,
             "architecture": self.architecture.to_json(),
             "residual_scale": [stage.residual_scale for stage in self.stages],
+            "damping": [stage.damping for stage in self.stages],
             "normalisation": [{"offset": n.offset, "scale": n.scale} for n in self.normalisation],
             "provenance": self.provenance,
         }
@@ -214,6 +215,7 @@ def _from_bytes(content: bytes, where: str) -> Model:
             Normalisation(offset=_finite(n["offset"]), scale=_positive(n["scale"])) for n in header["normalisation"]
         )
         scales = [_positive(value) for value in header["residual_scale"]]
+        dampings = [_share(value) for value in header["damping"]]
         described, provenance = header["architecture"], dict(header["provenance"])
         if not normalisation:
             raise ValueError("no normalisation")
@@ -225,7 +227,7 @@ def _from_bytes(content: bytes, where: str) -> Model:
     architecture = Architecture.from_json(described)
     return Model(
         architecture=architecture,
-        stages=_with_weights(architecture, scales, weights, where),
+        stages=_with_weights(architecture, scales, dampings, weights, where),
         normalisation=normalisation,
         provenance=provenance,
     )
@@ -240,16 +242,21 @@ def _read_header(content: bytes) -> Any:
 
 
 def _with_weights(
-    architecture: Architecture, scales: list[float], weights: dict[str, torch.Tensor], where: str
+    architecture: Architecture,
+    scales: list[float],
+    dampings: list[float],
+    weights: dict[str, torch.Tensor],
+    where: str,
 ) -> tuple[Stage, ...]:
     """Rebuild the stages and fill in their weights, which must be exactly those that the architecture names."""
-    if len(scales) != len(architecture.stages):
+    count = len(architecture.stages)
+    if (len(scales), len(dampings)) != (count, count):
         raise ModelError(
-            f"{where}: {len(scales)} residual scales for {len(architecture.stages)} stages; train it anew."
+            f"{where}: {len(scales)} residual scales and {len(dampings)} dampings for {count} stages; train it anew."
         )
     stages = tuple(
-        Stage(spec, architecture.axes, residual_scale=scale)
-        for spec, scale in zip(architecture.stages, scales, strict=True)
+        Stage(spec, architecture.axes, residual_scale=scale, damping=damping)
+        for spec, scale, damping in zip(architecture.stages, scales, dampings, strict=True)
     )
     expected = {name: (tuple(value.shape), value.dtype) for name, value in _weights(stages).items()}
     found = {name: (tuple(value.shape), value.dtype) for name, value in weights.items()}
@@ -278,4 +285,10 @@ def _finite(value: Any) -> float:
 def _positive(value: Any) -> float:
     if _finite(value) <= 0:
         raise ValueError(f"{value!r} is not positive")
+    return float(value)
+
+
+def _share(value: Any) -> float:
+    if not 0 <= _finite(value) <= 1:
+        raise ValueError(f"{value!r} is not in 0..1")
     return float(value)

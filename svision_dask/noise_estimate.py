@@ -6,7 +6,9 @@ sharpen it. Training therefore adds the noise that the reduction took away, and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,16 @@ QUANTILE = 0.25
 """Of the absolute differences in a bin: low, because edges make the large ones larger, and leave the small ones."""
 QUANTILE_OF_NORMAL = 0.3186393639643752
 """The same quantile of |N(0, 1)|: the inverse normal distribution at 0.625."""
+DIFFERENCE = (-1, 3, -3, 1)
+"""Third difference: its response falls with the cube of the frequency, so that it sees hardly anything but noise."""
+CUBIC = (-3, -9, 29, 111, 111, 29, -9, -3)
+"""Weights of the antialiased cubic reduction by two."""
+SHORTEST = 12
+"""Voxels that an axis needs for differences along it, also once it is reduced."""
+FEWEST = 16 * BINS
+"""Differences below which nothing is said."""
+
+Voxels = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,35 +38,66 @@ class Noise:
     gain: float
 
 
-def estimate_noise(voxels: npt.NDArray[np.float32]) -> Noise:
-    """Estimate the noise of independent voxels (z, y, x) from mixed second differences in y and x.
+SILENT = Noise(floor=0.0, gain=0.0)
 
-    ``(v₀₀ − v₀₁ − v₁₀ + v₁₁) / 2`` of a 2×2 block has the variance of one voxel, and sees an edge only if it is
-    diagonal. Blocks are sorted by their mean into bins of equal size; a line is fitted through the bins' variances.
-    Counts of which most are 0 or 1 look less noisy than they are; too few voxels for the bins, or a constant, not at
-    all.
+
+def estimate_noise(voxels: Voxels) -> Noise:
+    """Estimate the noise of independent voxels (z, y, x): the roughness that goes once the volume is reduced by two.
+
+    Averaging takes most of the noise away, but structure is as rough as before, or rougher, for the voxels that it then
+    has. Without the comparison, beads smaller than a voxel would pass for shot noise. Noise that was smoothed or
+    averaged before is underestimated.
     """
-    even = voxels[:, : voxels.shape[1] // 2 * 2, : voxels.shape[2] // 2 * 2]
-    blocks = (even[:, ::2, ::2], even[:, ::2, 1::2], even[:, 1::2, ::2], even[:, 1::2, 1::2])
-    difference = np.abs(blocks[0] - blocks[1] - blocks[2] + blocks[3]).ravel() / 2
-    mean = np.mean(blocks, axis=0).ravel()
-    if mean.size < BINS:
-        return Noise(floor=0.0, gain=0.0)
+    axes = [axis for axis, n in enumerate(voxels.shape) if n >= SHORTEST]
+    rough, left = _roughness(voxels, axes), _roughness(reduce(_halved, axes, voxels), axes)
+    return Noise(floor=max(0.0, rough.floor - left.floor), gain=max(0.0, rough.gain - left.gain))
+
+
+def _roughness(voxels: Voxels, axes: Sequence[int]) -> Noise:
+    """Measure the noise there would be if nothing else were rough, from mixed third differences along ``axes``.
+
+    Microscopes blur along every axis, so the corner of the spectrum where all frequencies are high holds noise and
+    little else; an edge shows there only if it is oblique to all axes. The differences, scaled to the variance of one
+    voxel, are sorted by the mean of their neighbourhood into bins of equal size, and the bins' variances are fitted by
+    a parabola: what grows with the square of the intensity is structure. Too few voxels for the bins, or a constant,
+    are not rough at all.
+    """
+    size = np.abs(reduce(lambda v, axis: _correlated(v, DIFFERENCE, axis), axes, voxels)).ravel()
+    # Each voxel adds to the variance of a difference by the square of its tap: so it counts in the mean.
+    power = tuple(tap * tap for tap in DIFFERENCE)
+    gain = float(sum(power)) ** len(axes)
+    mean = reduce(lambda v, axis: _correlated(v, power, axis), axes, voxels).ravel() / gain
+    if not axes or size.size < FEWEST:
+        return SILENT
     order = np.argsort(mean, kind="stable")
     means, variances = [], []
     for members in np.array_split(order, BINS):
         means.append(float(mean[members].mean()))
-        variances.append((float(np.quantile(difference[members], QUANTILE)) / QUANTILE_OF_NORMAL) ** 2)
+        variances.append((float(np.quantile(size[members], QUANTILE)) / QUANTILE_OF_NORMAL) ** 2 / gain)
     return _fit(np.maximum(means, 0), np.array(variances))
 
 
+def _halved(voxels: Voxels, axis: int) -> Voxels:
+    """Reduce ``axis`` by two with the antialiased cubic kernel, faces mirrored."""
+    margin = [(3, 4) if a == axis else (0, 0) for a in range(voxels.ndim)]
+    smooth = _correlated(np.pad(voxels, margin, mode="symmetric"), CUBIC, axis)
+    return smooth[(*(slice(None),) * axis, slice(None, None, 2))] / np.float32(sum(CUBIC))
+
+
+def _correlated(voxels: Voxels, taps: tuple[int, ...], axis: int) -> Voxels:
+    """Correlate with ``taps`` along ``axis``, where all of them lie inside."""
+    count = voxels.shape[axis] - len(taps) + 1
+    windows = (voxels[(slice(None),) * axis + (slice(k, k + count),)] for k in range(len(taps)))
+    return np.asarray(sum(tap * window for tap, window in zip(taps, windows, strict=True)))
+
+
 def _fit(means: npt.NDArray[np.float64], variances: npt.NDArray[np.float64]) -> Noise:
-    """Non-negative line; bins weigh by their own variance, so that bright ones, where structure hides, do not rule."""
+    """Non-negative parabola; bins weigh by their variance, so that bright ones, where structure hides, do not rule."""
     from scipy.optimize import nnls
 
     if not variances.any():
-        return Noise(floor=0.0, gain=0.0)
+        return SILENT
     weight = 1 / (variances + variances.mean())
-    columns = np.stack([np.ones_like(means), means], axis=1)
-    (floor, gain), _ = nnls(columns * weight[:, None], variances * weight)
+    columns = np.stack([np.ones_like(means), means, means**2], axis=1)
+    (floor, gain, _), _ = nnls(columns * weight[:, None], variances * weight)
     return Noise(floor=float(floor), gain=float(gain))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +17,22 @@ from svision_dask.noise_estimate import Noise
 from svision_dask.resample import degrade
 from svision_dask.volume import mirror_pad
 
+Zoom = tuple[float, float, float]
+"""Enlargement of z, y, x."""
+HELD_BACK = 1 / 8
+"""Share of the pairs that is not trained on."""
+THINNEST = 3
+"""Coarse voxels below which a slab is too thin to judge by."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """One zoom of one channel."""
+    """One channel, or a part of it."""
 
     coarse: torch.Tensor
-    """(1, 1, z, y, x): the reduction of ``fine``, with the halo mirrored at its faces."""
+    """(1, 1, z, y, x): the reduction of ``fine``, with a margin, mirrored at its faces."""
     fine: torch.Tensor
-    """(1, 1, fz·z, fy·y, fx·x) without the halo: what the network shall predict."""
+    """(1, 1, fz·z, fy·y, fx·x) without the margin: what the network shall predict."""
     missing_noise: tuple[float, float]
     """Floor and gain of the variance to add to ``coarse``: ``floor + gain · max(v + shift, 0)``, standardised."""
     shift: float
@@ -34,59 +41,97 @@ class Scale:
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """All zooms of all channels, to draw patches from."""
+    """All channels, to draw patches from."""
 
     scales: tuple[Scale, ...]
-    halo: Shape
-    """Coarse voxels per side that the network uses up."""
+    margin: Shape
+    """Coarse voxels per side that surround what is to be predicted."""
     factor: Shape
     """Of this stage, for z, y, x."""
 
-    def draw(self, rng: np.random.Generator, patch: Shape, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def draw(
+        self, rng: np.random.Generator, patch: Shape, batch: int, halo: Shape
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw ``batch`` patches, flipped and turned alike at random.
+
+        Parameters
+        ----------
+        patch
+            Coarse voxels (z, y, x) to predict from; at most those there are.
+        halo
+            Coarse voxels around them, per side, at most the margin.
 
         Returns
         -------
         tuple of Tensor
-            Coarse (n, 1, pz + 2hz, …) with noise, and fine (n, 1, fz·pz, …); p is ``patch``, at most the volume.
+            Coarse (n, 1, pz + 2hz, …) with noise, and fine (n, 1, fz·pz, …).
         """
         scale = self.scales[rng.integers(len(self.scales))]
-        inner = tuple(n - 2 * h for n, h in zip(scale.coarse.shape[2:], self.halo, strict=True))
+        inner = self._inner(scale)
         size = tuple(min(p, n) for p, n in zip(patch, inner, strict=True))
+        spare = tuple(m - h for m, h in zip(self.margin, halo, strict=True))
         coarse, fine = [], []
         for _ in range(batch):
             first = [int(rng.integers(n - s + 1)) for n, s in zip(inner, size, strict=True)]
-            coarse.append(scale.coarse[_window(first, size, (1, 1, 1), self.halo)])
+            shifted = [a + s for a, s in zip(first, spare, strict=True)]
+            coarse.append(scale.coarse[_window(shifted, size, (1, 1, 1), halo)])
             fine.append(scale.fine[_window(first, size, self.factor, (0, 0, 0))])
         flips = [axis + 2 for axis in range(3) if size[axis] > 1 and rng.integers(2)]
         turn = self.factor[1] == self.factor[2] and bool(rng.integers(2))
         noisy = _add_noise(torch.cat(coarse), scale, rng)
         return _turned(noisy, flips, turn), _turned(torch.cat(fine), flips, turn)
 
+    def hold_back(self) -> tuple[Pairs, Pairs] | None:
+        """Split into what to train on and what to judge by: a slab across the longest axis, in its middle.
+
+        No fine voxel of the slab is trained on. None where the slab would be thinner than ``THINNEST``.
+        """
+        learned, held = [], []
+        for scale in self.scales:
+            inner = self._inner(scale)
+            axis = inner.index(max(inner))
+            length = inner[axis]
+            slab = round(length * HELD_BACK)
+            if slab < THINNEST:
+                return None
+            start = (length - slab) // 2
+            learned += [self._part(scale, axis, 0, start), self._part(scale, axis, start + slab, length)]
+            held.append(self._part(scale, axis, start, start + slab))
+        return replace(self, scales=tuple(learned)), replace(self, scales=tuple(held))
+
+    def _inner(self, scale: Scale) -> Shape:
+        return tuple(n - 2 * m for n, m in zip(scale.coarse.shape[2:], self.margin, strict=True))
+
+    def _part(self, scale: Scale, axis: int, start: int, stop: int) -> Scale:
+        factor, margin = self.factor[axis], self.margin[axis]
+        return replace(
+            scale,
+            coarse=scale.coarse.narrow(axis + 2, start, stop - start + 2 * margin),
+            fine=scale.fine.narrow(axis + 2, factor * start, factor * (stop - start)),
+        )
+
 
 def make_pairs(
     voxels: npt.NDArray[np.float32],
     *,
     factor: Shape,
-    halo: Shape,
-    zooms: Sequence[float],
+    margin: Shape,
+    zoom: Zoom,
     noise: Sequence[Noise],
     offsets: Sequence[float],
     scales: Sequence[float],
 ) -> Pairs:
-    """Reduce every channel of ``voxels`` (c, z, y, x; standardised) at every zoom.
-
-    A microscope's images are blurred by its point spread function, so they do not look alike at all scales: the
-    reduction of the volume is sharper, in its voxels, than the volume. Zooming the volume up before reducing it makes
-    pairs that are as blurred as what the network will meet.
+    """Enlarge every channel of ``voxels`` (c, z, y, x; standardised), and reduce it.
 
     Parameters
     ----------
     voxels
         The sample.
-    factor, halo
+    factor
         Of the stage, for z, y, x.
-    zooms
+    margin
+        Coarse voxels to keep around what is to be predicted: the most that anything drawn from the pairs needs.
+    zoom
         1 or more; applied to the axes that the stage refines.
     noise, offsets, scales
         Per channel: noise in intensity units, and the constants that standardised it.
@@ -101,27 +146,25 @@ def make_pairs(
             keep = ",".join(f"{a}={1 if a == axis else g}" for a, g in zip(SPATIAL, factor, strict=True))
             raise SampleError(f"sample of {n} voxel along {axis}: at least {f} are needed. Use --factor {keep}.")
     made = []
+    kept = _noise_kept(factor, zoom)
     for channel, model, offset, scale in zip(voxels, noise, offsets, scales, strict=True):
-        for zoom in zooms:
-            fine = _zoomed(torch.from_numpy(channel)[None, None], factor, zoom)
-            coarse = _reduced(fine, factor)
-            kept = _noise_kept(factor, zoom)
-            made.append(
-                Scale(
-                    coarse=_padded(coarse, halo),
-                    fine=fine,
-                    missing_noise=((1 - kept) * model.floor / scale**2, (1 - kept) * model.gain / scale),
-                    shift=offset / scale,
-                )
+        fine = enlarged(torch.from_numpy(channel)[None, None], factor, zoom)
+        made.append(
+            Scale(
+                coarse=_padded(reduced(fine, factor), margin),
+                fine=fine,
+                missing_noise=((1 - kept) * model.floor / scale**2, (1 - kept) * model.gain / scale),
+                shift=offset / scale,
             )
-    return Pairs(scales=tuple(made), halo=halo, factor=factor)
+        )
+    return Pairs(scales=tuple(made), margin=margin, factor=factor)
 
 
-def _zoomed(voxels: torch.Tensor, factor: Shape, zoom: float) -> torch.Tensor:
+def enlarged(voxels: torch.Tensor, factor: Shape, zoom: Zoom) -> torch.Tensor:
     """Cubic enlargement of the refined axes by about ``zoom``, to a multiple of the factor."""
-    for axis, f in enumerate(factor, start=2):
-        size = max(f, math.floor(voxels.shape[axis] * (zoom if f > 1 else 1)) // f * f)
-        if zoom == 1 or f == 1:
+    for axis, (f, z) in enumerate(zip(factor, zoom, strict=True), start=2):
+        size = max(f, math.floor(voxels.shape[axis] * (z if f > 1 else 1)) // f * f)
+        if z == 1 or f == 1:
             voxels = voxels.narrow(axis, 0, min(size, voxels.shape[axis]))
         else:
             voxels = _resized(voxels, axis, size)
@@ -136,7 +179,8 @@ def _resized(voxels: torch.Tensor, axis: int, size: int) -> torch.Tensor:
     return rows.reshape(*last.shape[:-1], size).movedim(-1, axis)
 
 
-def _reduced(fine: torch.Tensor, factor: Shape) -> torch.Tensor:
+def reduced(fine: torch.Tensor, factor: Shape) -> torch.Tensor:
+    """Antialiased cubic reduction with mirrored faces."""
     return degrade(_padded(fine, tuple(2 * CUBIC_REACH if f == 2 else 0 for f in factor)), factor)
 
 
@@ -144,12 +188,12 @@ def _padded(voxels: torch.Tensor, margin: Shape) -> torch.Tensor:
     return torch.from_numpy(mirror_pad(voxels.numpy(), (0, 0, *margin)))
 
 
-def _noise_kept(factor: Shape, zoom: float) -> float:
-    """Share of the variance of independent noise that is left after zooming and reducing."""
+def _noise_kept(factor: Shape, zoom: Zoom) -> float:
+    """Share of the variance of independent noise that is left after enlarging and reducing."""
     generator = torch.Generator().manual_seed(0)
     sizes = [48 if f == 2 else 4 for f in factor]
     white = torch.randn(1, 1, *sizes, generator=generator)
-    return min(1.0, float(_reduced(_zoomed(white, factor, zoom), factor).var()))
+    return min(1.0, float(reduced(enlarged(white, factor, zoom), factor).var()))
 
 
 def _add_noise(coarse: torch.Tensor, scale: Scale, rng: np.random.Generator) -> torch.Tensor:

@@ -17,11 +17,12 @@ class Stage(nn.Module):
 
     kernel: torch.Tensor
 
-    def __init__(self, spec: StageSpec, axes: str, *, residual_scale: float = 1.0) -> None:
+    def __init__(self, spec: StageSpec, axes: str, *, residual_scale: float = 1.0, damping: float = 1.0) -> None:
         super().__init__()
         self.spec = spec
         self.network = Network(spec.layers, axes)
         self.residual_scale = residual_scale
+        self.damping = damping
         self.reach = stage_reach(spec, axes)
         kernel = correction_kernel(spec.factor, max(spec.back_projections, 1), spec.kernel_radius)
         self.register_buffer("kernel", torch.from_numpy(kernel).float()[None, None], persistent=False)
@@ -31,12 +32,13 @@ class Stage(nn.Module):
         fine = self.predict(coarse)
         return self.correct(coarse, fine) if self.spec.back_projections else fine
 
-    def predict(self, coarse: torch.Tensor) -> torch.Tensor:
+    def predict(self, coarse: torch.Tensor, *, one_pass: bool = False) -> torch.Tensor:
         """Cubic interpolation plus the network's residual; uses up the network's reach."""
         scaled = self._per_axis(CUBIC_REACH)
         margin = tuple(max(r, s) for r, s in zip(self.network.reach, scaled, strict=True))
         # The residual first: at its widest the network needs more memory than the interpolation.
-        residual = self.residual(trim(coarse, _minus(margin, self.network.reach)))
+        context = trim(coarse, _minus(margin, self.network.reach))
+        residual = self.one_pass(context) if one_pass else self.residual(context)
         fine = upsample(trim(coarse, _minus(margin, scaled)), self.spec.factor)
         return fine.add_(residual, alpha=self.residual_scale)
 
@@ -55,19 +57,18 @@ class Stage(nn.Module):
         return interleave(self.network(coarse), self.spec.factor)
 
     def correct(self, coarse: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
-        """Apply all back projections at once: ``y₀ + U K (x − D y₀)``; D and U run once, K on the coarse grid.
+        """Apply all back projections at once: ``y₀ + d · U K (x − D y₀)``; D and U run once, K on the coarse grid.
 
         Cubic interpolation and reduction commute with flips and rotations, so correcting an ensemble's mean is the
-        same as correcting its members and then averaging.
+        same as correcting its members and then averaging. Where the coarse voxels are noisy, what they and the fine
+        ones disagree about is noise as well; the damping d, from 0 to 1, is how much of it to believe.
         """
-        factor = self.spec.factor
-        cubic, kernel = self._per_axis(CUBIC_REACH), self._per_axis(self.spec.kernel_radius)
-        used = tuple((c - n // f) // 2 for c, n, f in zip(coarse.shape[2:], fine.shape[2:], factor, strict=True))
-        error = trim(coarse, tuple(u + c for u, c in zip(used, cubic, strict=True))) - degrade(fine, factor)
-        if self.spec.kernel_radius:
-            error = F.conv3d(error, self.kernel)
-        lost = tuple(f * (2 * c + k) for f, c, k in zip(factor, cubic, kernel, strict=True))
-        return trim(fine, lost) + upsample(error, factor)
+        if self.damping == 0:
+            cubic, kernel = self._per_axis(CUBIC_REACH), self._per_axis(self.spec.kernel_radius)
+            return trim(fine, tuple(f * (2 * c + k) for f, c, k in zip(self.spec.factor, cubic, kernel, strict=True)))
+        change = correction(coarse, fine, self.spec.factor, self.kernel)
+        lost = tuple((n - m) // 2 for n, m in zip(fine.shape[2:], change.shape[2:], strict=True))
+        return trim(fine, lost) + change.mul_(self.damping)
 
     def _member(self, coarse: torch.Tensor, flips: list[int], swap: bool) -> torch.Tensor:
         """Flip, turn, apply the network; then undo both in the opposite order."""
@@ -85,6 +86,20 @@ class Stage(nn.Module):
     def _per_axis(self, voxels: int) -> Shape:
         """Count ``voxels`` on the axes that this stage refines, 0 on the others."""
         return tuple(voxels * (f == 2) for f in self.spec.factor)
+
+
+def correction(coarse: torch.Tensor, fine: torch.Tensor, factor: Shape, kernel: torch.Tensor) -> torch.Tensor:
+    """Apply ``U K (x − D y)``: how back projection changes the fine voxels y so that they agree with the coarse x.
+
+    ``fine`` may be short of ``coarse`` at all faces alike. Of the fine voxels it loses those without a margin of twice
+    the cubic reach and the radius of ``kernel`` (1, 1, z, y, x), in coarse voxels.
+    """
+    cubic = tuple(CUBIC_REACH * (f == 2) for f in factor)
+    used = tuple((c - n // f) // 2 for c, n, f in zip(coarse.shape[2:], fine.shape[2:], factor, strict=True))
+    error = trim(coarse, tuple(u + c for u, c in zip(used, cubic, strict=True))) - degrade(fine, factor)
+    if kernel.numel() > 1:
+        error = F.conv3d(error, kernel)
+    return upsample(error, factor)
 
 
 def trim(voxels: torch.Tensor, margin: Shape) -> torch.Tensor:

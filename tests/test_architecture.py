@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -77,13 +78,15 @@ def test_the_stages_multiply_up_to_the_factor(preset, axes, factor):
 @pytest.mark.parametrize(
     ("preset", "axes", "factor", "radius", "halo"),
     [
-        # fast: kernels 5, 3, 3, 3 reach 2 + 1 + 1 + 1.
-        ("fast", "zyx", (2, 2, 2), None, (5, 5, 5)),
-        ("fast", "zyx", (1, 2, 2), None, (5, 5, 5)),
-        ("fast", "yx", (1, 2, 2), None, (0, 5, 5)),
-        # The second stage's 5 voxels are 2.5 coarse ones where the first refined the axis, and 5 where not.
-        ("fast", "zyx", (4, 4, 4), None, (8, 8, 8)),
-        ("fast", "zyx", (1, 4, 4), None, (10, 8, 8)),
+        # fast: kernels 5, 3, 3, 3 reach 2 + 1 + 1 + 1; then D and U, 2 each, on refined axes.
+        ("fast", "zyx", (2, 2, 2), None, (9, 9, 9)),
+        ("fast", "zyx", (1, 2, 2), None, (5, 9, 9)),
+        ("fast", "yx", (1, 2, 2), None, (0, 9, 9)),
+        # The second stage's 9 voxels are 4.5 coarse ones where the first refined the axis; its 5 are 5 where not.
+        ("fast", "zyx", (4, 4, 4), None, (14, 14, 14)),
+        ("fast", "zyx", (1, 4, 4), None, (10, 14, 14)),
+        # best: kernels 5, 3, 3, 3, 3.
+        ("best", "zyx", (2, 2, 2), 5, (6 + 4 + 5,) * 3),
         # paper: kernels 5, 3, four times 3, 3 reach 8; then D and U, 2 each, and the kernel, on refined axes.
         ("paper", "zyx", (2, 2, 2), 7, (8 + 4 + 7,) * 3),
         ("paper", "zyx", (1, 2, 2), 7, (8, 19, 19)),
@@ -105,8 +108,8 @@ def test_a_model_file_brings_the_architecture_back(preset, axes, factor):
 
 
 def test_an_unknown_preset_is_refused():
-    with pytest.raises(UsageError, match="preset 'best': allowed are fast, paper"):
-        architecture("best", (2, 2, 2), "zyx")
+    with pytest.raises(UsageError, match="preset 'worst': allowed are fast, best, paper"):
+        architecture("worst", (2, 2, 2), "zyx")
 
 
 def test_z_of_a_plane_cannot_be_refined():
@@ -203,11 +206,11 @@ def test_a_tile_needs_at_least_the_features_of_its_widest_layer(tile, case):
 
 def test_a_tile_whose_tensors_reach_two_gibibytes_is_refused():
     design = architecture("fast", (2, 2, 2), "zyx")
-    # 16 channels of float32: 64 bytes per voxel; 2³¹ bytes are 2²⁵ voxels, with 5 voxels of halo on each side.
+    # 16 channels of float32: 64 bytes per voxel; 2³¹ bytes are 2²⁵ voxels, with 9 voxels of halo on each side.
     assert TENSOR_LIMIT == 2**8 * 2**8 * 2**9 * 64
-    assert design.tile_bytes((2**8 - 11, 2**8 - 10, 2**9 - 10)) > 0
+    assert design.tile_bytes((2**8 - 19, 2**8 - 18, 2**9 - 18)) > 0
     with pytest.raises(ValueError, match=f"reaches the limit of {TENSOR_LIMIT}"):
-        design.tile_bytes((2**8 - 10, 2**8 - 10, 2**9 - 10))
+        design.tile_bytes((2**8 - 18, 2**8 - 18, 2**9 - 18))
 
 
 MEASURE = """
@@ -248,5 +251,5 @@ def test_a_forward_pass_takes_as_much_memory_as_was_said(preset, axes, factor, t
 
 
 def test_the_reach_of_a_stage_without_back_projection_is_that_of_its_network():
-    spec = architecture("fast", (1, 2, 2), "zyx").stages[0]
+    spec = replace(architecture("fast", (1, 2, 2), "zyx").stages[0], back_projections=0)
     assert stage_reach(spec, "zyx") == Stage(spec, "zyx").network.reach == (5, 5, 5)

@@ -15,9 +15,9 @@ LAYERS = (
     {"errors", "geometry", "architecture", "workload", "plan"},
     {"network", "resample", "stage", "volume", "noise", "noise_estimate", "neurites", "arguments"},
     {"model", "omezarr", "omezarr_metadata", "omezarr_write", "tiff", "tiff_metadata", "tiff_planes", "formats"}
-    | {"output", "pairs", "pyramid", "sample", "simulate"},
-    {"training", "enhancement", "metrics", "baselines"},
-    {"regions", "cluster", "figure"},
+    | {"baselines", "metrics", "output", "pairs", "pyramid", "sample", "simulate"},
+    {"enhancement", "exam", "self_check", "zoom"},
+    {"training", "regions", "cluster", "figure"},
     {"pipeline"},
     {"demo"},
     {"console", "cli", "__main__", "__init__"},
@@ -60,6 +60,7 @@ LIBRARIES = {
     "demo": {"numpy", "tifffile"},
     "enhancement": {"dask", "numpy"},
     "errors": set(),
+    "exam": {"numpy", "torch"},
     "figure": {"matplotlib", "numpy"},
     "formats": {"dask", "numpy"},
     "geometry": set(),
@@ -80,6 +81,7 @@ LIBRARIES = {
     "regions": {"cloudpickle", "dask", "distributed", "numpy", "torch", "zarr"},
     "resample": {"numpy", "torch"},
     "sample": {"numpy"},
+    "self_check": {"numpy", "torch"},
     "simulate": {"numpy", "scipy"},
     "stage": {"torch"},
     "tiff": {"numpy", "tifffile"},
@@ -88,6 +90,7 @@ LIBRARIES = {
     "training": {"numpy", "torch"},
     "volume": {"dask", "numpy"},
     "workload": set(),
+    "zoom": {"numpy", "torch"},
 }
 """The third-party libraries that each module may import, at its top or inside a function."""
 

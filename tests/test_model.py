@@ -270,7 +270,7 @@ def without(mapping: dict, key: str) -> dict:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda h: {**h, "format": 2}, "a model of format 2; this version reads 1"),
+        (lambda h: {**h, "format": 1}, "a model of format 1; this version reads 2"),
         (lambda h: {**h, "format": "1"}, "a model of format '1'"),
         (lambda h: without(h, "format"), "damaged"),
         (lambda h: without(h, "architecture"), "damaged"),
@@ -283,14 +283,17 @@ def without(mapping: dict, key: str) -> dict:
         (lambda h: {**h, "normalisation": [{"offset": 10**400, "scale": 1.0}]}, "damaged"),
         (lambda h: {**h, "residual_scale": [-1.0]}, "not positive"),
         (lambda h: {**h, "residual_scale": "1"}, "not a finite number"),
-        (lambda h: {**h, "residual_scale": [1.0, 1.0]}, "2 residual scales for 1 stages"),
+        (lambda h: {**h, "residual_scale": [1.0, 1.0]}, "2 residual scales and 1 dampings for 1 stages"),
+        (lambda h: {**h, "damping": []}, "1 residual scales and 0 dampings for 1 stages"),
+        (lambda h: {**h, "damping": [1.5]}, "not in 0..1"),
+        (lambda h: without(h, "damping"), "damaged"),
         (lambda h: {**h, "architecture": {"axes": "zyx", "stages": []}}, "architecture"),
         (lambda h: [h], "damaged"),
         (lambda h: None, "damaged"),
         (lambda h: {**h, "architecture": architecture("fast", (1, 2, 2), "zyx").to_json()}, "do not fit"),
         (lambda h: {**h, "architecture": architecture("paper", (2, 2, 2), "zyx").to_json()}, "do not fit"),
     ],
-    ids=range(19),
+    ids=range(22),
 )
 def test_a_header_that_is_wrong_or_of_another_model_is_refused(tmp_path, change, reason):
     header, weights = parts(fast((2, 2, 2)).to_bytes())

@@ -5,17 +5,17 @@ import pytest
 import torch
 
 from svision_dask.errors import SampleError
-from svision_dask.noise_estimate import Noise
+from svision_dask.noise_estimate import SILENT, Noise
 from svision_dask.pairs import Pairs, make_pairs
 from svision_dask.simulate import reduce_cubic
 from svision_dask.volume import mirror_pad
 
-SILENT = Noise(floor=0.0, gain=0.0)
+NO_ZOOM = (1.0, 1.0, 1.0)
 
 
-def pairs_of(voxels: np.ndarray, factor=(2, 2, 2), halo=(3, 3, 3), zooms=(1.0,), noise=SILENT, offset=0.0, scale=1.0):
+def pairs_of(voxels, factor=(2, 2, 2), margin=(3, 3, 3), zoom=NO_ZOOM, noise=SILENT, offset=0.0, scale=1.0):
     return make_pairs(
-        voxels[None], factor=factor, halo=halo, zooms=zooms, noise=[noise], offsets=[offset], scales=[scale]
+        voxels[None], factor=factor, margin=margin, zoom=zoom, noise=[noise], offsets=[offset], scales=[scale]
     )
 
 
@@ -34,7 +34,7 @@ def test_the_network_sees_the_antialiased_reduction_of_what_it_shall_predict(fac
 
 
 def test_beyond_its_faces_the_reduction_goes_on_as_its_mirror_image():
-    (scale,) = pairs_of(random_voxels((8, 10, 12)), halo=(5, 3, 7)).scales
+    (scale,) = pairs_of(random_voxels((8, 10, 12)), margin=(5, 3, 7)).scales
     inner = scale.coarse[0, 0, 5:-5, 3:-3, 7:-7].numpy()
     np.testing.assert_array_equal(scale.coarse[0, 0].numpy(), mirror_pad(inner, (5, 3, 7)))
 
@@ -53,8 +53,7 @@ def test_an_axis_too_short_to_be_reduced_is_refused():
 
 def test_zooming_enlarges_what_is_refined_and_keeps_the_intensities():
     ramp = np.broadcast_to(np.linspace(0, 1, 20, dtype=np.float32), (6, 20, 20)).copy()
-    plain, zoomed = pairs_of(ramp, factor=(1, 2, 2), zooms=(1.0, 1.5)).scales
-    assert plain.fine.shape[2:] == (6, 20, 20)
+    (zoomed,) = pairs_of(ramp, factor=(1, 2, 2), zoom=(1.5, 1.5, 1.5)).scales
     assert zoomed.fine.shape[2:] == (6, 30, 30)
     # Voxel i of 30 is centred on (i + 1/2)/1.5 − 1/2 of 20; a ramp stays a ramp away from its ends.
     expected = np.interp((np.arange(30) + 0.5) / 1.5 - 0.5, np.arange(20), ramp[0, 0])
@@ -63,7 +62,7 @@ def test_zooming_enlarges_what_is_refined_and_keeps_the_intensities():
 
 def draw_all(pairs: Pairs, patch: tuple[int, int, int], draws: int = 40) -> list[tuple[torch.Tensor, torch.Tensor]]:
     rng = np.random.default_rng(0)
-    return [pairs.draw(rng, patch, 2) for _ in range(draws)]
+    return [pairs.draw(rng, patch, 2, (3, 3, 3)) for _ in range(draws)]
 
 
 @pytest.mark.parametrize("factor", [(2, 2, 2), (1, 2, 2), (1, 2, 1)])
@@ -97,23 +96,23 @@ def test_patches_turn_only_where_y_and_x_are_refined_alike():
 
 
 def test_patches_are_never_larger_than_the_volume():
-    coarse, fine = pairs_of(random_voxels((3, 30, 30))).draw(np.random.default_rng(0), (12, 8, 8), 5)
+    coarse, fine = pairs_of(random_voxels((3, 30, 30))).draw(np.random.default_rng(0), (12, 8, 8), 5, (3, 3, 3))
     assert coarse.shape == (5, 1, 1 + 6, 8 + 6, 8 + 6)
     assert fine.shape == (5, 1, 2, 16, 16)
 
 
-def test_every_channel_and_zoom_is_drawn():
+def test_every_channel_is_drawn():
     voxels = np.stack([np.full((8, 8, 8), c, np.float32) for c in (1, 3)])
     pairs = make_pairs(
         voxels,
         factor=(2, 2, 2),
-        halo=(3, 3, 3),
-        zooms=(1.0, 2.0),
+        margin=(3, 3, 3),
+        zoom=NO_ZOOM,
         noise=[SILENT] * 2,
         offsets=[0.0] * 2,
         scales=[1.0] * 2,
     )
-    assert len(pairs.scales) == 4
+    assert len(pairs.scales) == 2
     assert {round(float(fine.mean())) for _, fine in draw_all(pairs, (2, 2, 2))} == {1, 3}
 
 
@@ -136,6 +135,37 @@ def test_with_its_missing_noise_a_reduction_is_as_noisy_as_the_volume(factor):
 
 def test_drawing_is_decided_by_the_generator_alone():
     pairs = pairs_of(random_voxels((12, 20, 20)), noise=Noise(floor=1.0, gain=0.0))
-    draws = [pairs.draw(np.random.default_rng(seed), (4, 6, 6), 3) for seed in (5, 5, 6)]
+    draws = [pairs.draw(np.random.default_rng(seed), (4, 6, 6), 3, (3, 3, 3)) for seed in (5, 5, 6)]
     assert all(torch.equal(a, b) for a, b in zip(draws[0], draws[1], strict=True))
     assert not torch.equal(draws[0][0], draws[2][0])
+
+
+def test_a_smaller_halo_shows_less_of_the_same_places():
+    pairs = pairs_of(random_voxels((12, 20, 20)))
+    wide, narrow = (pairs.draw(np.random.default_rng(1), (3, 4, 4), 3, (h, h, h)) for h in (3, 1))
+    torch.testing.assert_close(wide[0][..., 2:-2, 2:-2, 2:-2], narrow[0])
+    torch.testing.assert_close(wide[1], narrow[1])
+
+
+@pytest.mark.parametrize("shape", [(8, 20, 64), (8, 64, 20), (64, 8, 8)])
+def test_what_is_held_back_is_never_trained_on_and_nothing_else_is_lost(shape):
+    voxels = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    split = pairs_of(voxels).hold_back()
+    assert split is not None
+    learned, held = (np.concatenate([s.fine.numpy().ravel() for s in part.scales]) for part in split)
+    assert not set(learned) & set(held)
+    assert set(learned) | set(held) == set(voxels.ravel())
+    assert 0.1 < held.size / voxels.size < 0.15
+    for part in split:
+        for scale in part.scales:
+            inner = tuple(n - 6 for n in scale.coarse.shape[2:])
+            assert tuple(2 * n for n in inner) == tuple(scale.fine.shape[2:])
+            means = torch.nn.functional.avg_pool3d(scale.fine, 2)
+            # A ramp's reduction is its block means, but near the faces of the volume, where it is mirrored.
+            core = (..., *(slice(2, -2) if n > 4 else slice(None) for n in inner))
+            gap = (scale.coarse[..., 3:-3, 3:-3, 3:-3] - means)[core].abs()
+            assert float(gap.median()) < 0.01 * voxels.max()  # shifted by a voxel of z it would be 0.05 or more
+
+
+def test_a_volume_too_small_to_spare_a_slab_holds_nothing_back():
+    assert pairs_of(random_voxels((8, 20, 24))).hold_back() is None

@@ -128,6 +128,7 @@ def silenced(design: Architecture) -> Stage:
 @pytest.mark.parametrize(("axes", "factor"), [("zyx", (2, 2, 2)), ("yx", (1, 2, 2))])
 def test_without_a_residual_a_stage_is_cubic_interpolation(axes, factor):
     stage = silenced(architecture("fast", factor, axes))
+    stage.damping = 0.0
     coarse = random_coarse(haloed(stage, 3))
     inner = trim(coarse, tuple(r - 2 * (f == 2) for r, f in zip(stage.reach, factor, strict=True)))
     assert torch.equal(stage(coarse), upsample(inner, factor))
@@ -158,3 +159,16 @@ def test_nothing_is_clamped():
     fine = stage(bright)
     assert fine.min() < -0.1
     assert fine.max() > 1.1  # a fine peak stands above the coarse maximum
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.25, 1.0])
+def test_damping_is_the_share_of_the_back_projection_that_is_applied(damping):
+    (spec,) = architecture("best", (2, 2, 2), "zyx", kernel_radius=2).stages
+    stage = Stage(spec, "zyx").double().requires_grad_(requires_grad=False)
+    coarse = random_coarse(haloed(stage, 3))
+    full = stage(coarse)
+    stage.damping = 0.0
+    none = stage(coarse)
+    stage.damping = damping
+    assert not torch.equal(full, none)
+    torch.testing.assert_close(stage(coarse), none + damping * (full - none), atol=1e-5, rtol=1e-5)

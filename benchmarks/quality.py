@@ -1,0 +1,192 @@
+"""Measure how close enhancing comes to the truth, on every volume, for every seed.
+
+Run ``python benchmarks/quality.py``; it writes ``benchmarks/results/quality.json`` and, from that, ``quality.md``. Give
+``--volumes`` and ``--methods`` for a part: what was measured before stays in the file, and is measured again only with
+``--again``. Each network is trained on the coarse volume alone, with the defaults of its preset. The *oracle* is the
+network of ``best`` trained on true pairs from the other half of the volume: what no self-supervised training can know.
+
+PSNR and SSIM are for a data range of 1, with two border voxels left out. *clipped* is the PSNR of the result clipped
+to 0..1 against the truth that is not: the convention of the published figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from environment import environment
+from volumes import TUNING, VOLUMES, Case
+
+from svision_dask.baselines import cubic, cubic_back_projected
+from svision_dask.exam import Exam
+from svision_dask.geometry import Grid
+from svision_dask.metrics import psnr, ssim
+from svision_dask.model import Model, Normalisation
+from svision_dask.pairs import Pairs, Scale
+from svision_dask.stage import Stage
+from svision_dask.training import SETTINGS, design_for, train, train_stage
+from svision_dask.volume import Volume, mirror_pad
+
+Voxels = npt.NDArray[np.float32]
+Row = dict[str, Any]
+
+RESULTS = Path(__file__).parent / "results"
+PRESETS = ("paper", "fast", "best")
+METHODS = ("cubic", "cubic + BP", *PRESETS, "oracle")
+SEEDS = (0, 1, 2)
+
+
+def measure(case: Case, method: str, seed: int) -> Row:
+    """Apply one method, and compare with the truth."""
+    started = time.monotonic()
+    enhance, notes = _made(case, method, seed)
+    trained = time.monotonic()
+    fine = enhance()
+    seconds = time.monotonic() - trained
+    return {
+        "psnr": psnr(fine, case.truth, data_range=1),
+        "clipped": psnr(fine.clip(0, 1), case.truth, data_range=1),
+        "ssim": ssim(fine, case.truth, data_range=1),
+        "train_seconds": round(trained - started, 1),
+        "enhance_seconds": round(seconds, 2),
+        **notes,
+    }
+
+
+def _made(case: Case, method: str, seed: int) -> tuple[Callable[[], Voxels], Row]:
+    if method == "cubic":
+        return lambda: cubic(case.coarse, case.factor), {}
+    if method == "cubic + BP":
+        return lambda: _better_projected(case), {}
+    if method == "oracle":
+        halves = _oracle(case, seed)
+        return lambda: _joined(case, halves), {}
+    model = train(as_volume(case.coarse), factor=case.factor, preset=method, seed=seed)  # type: ignore[arg-type]
+    notes = {key: model.provenance[key] for key in ("zoom", "noise", "verdict", "self_check")}
+    return lambda: refined(model, case.coarse), {**notes, "damping": [stage.damping for stage in model.stages]}
+
+
+def _better_projected(case: Case) -> Voxels:
+    """Clamped at 0 or not, whichever is closer to the truth: the stronger baseline."""
+    both = [cubic_back_projected(case.coarse, case.factor, clamp=clamp) for clamp in (False, True)]
+    return max(both, key=lambda fine: psnr(fine, case.truth, data_range=1))
+
+
+def _oracle(case: Case, seed: int) -> list[Model]:
+    """Train on the true pairs of either half of the longest axis."""
+    (spec,) = (design := design_for("zyx", (case.factor,) * 3, preset="best")).stages
+    models = []
+    for half in (0, 1):
+        coarse, fine = _half(case.coarse, case, half), _half(case.truth, case, half)
+        offset, scale = float(coarse.mean()), float(coarse.std())
+        stage = Stage(spec, "zyx")
+        pairs = _true_pairs((coarse - offset) / scale, (fine - offset) / scale, Exam.margin_of(stage), spec.factor)
+        train_stage(stage, pairs, SETTINGS["best"], seed=seed, report=lambda step, loss: None)
+        constants = (Normalisation(offset=offset, scale=scale),)
+        models.append(Model(architecture=design, stages=(stage,), normalisation=constants))
+    return models
+
+
+def _true_pairs(coarse: Voxels, fine: Voxels, margin: tuple[int, ...], factor: tuple[int, ...]) -> Pairs:
+    scale = Scale(
+        coarse=torch.from_numpy(mirror_pad(coarse, margin))[None, None],
+        fine=torch.from_numpy(np.ascontiguousarray(fine))[None, None],
+        missing_noise=(0.0, 0.0),
+        shift=0.0,
+    )
+    return Pairs(scales=(scale,), margin=margin, factor=factor)
+
+
+def _joined(case: Case, models: Sequence[Model]) -> Voxels:
+    """Each half as the model that was trained on the other one makes it."""
+    first, second = (refined(model, case.coarse) for model in reversed(models))
+    return np.concatenate([_half(first, case, 0), _half(second, case, 1)], axis=_longest(case))
+
+
+def _half(voxels: Voxels, case: Case, half: int) -> Voxels:
+    """Take the first or second half of the coarse or the fine volume along its longest axis."""
+    axis = _longest(case)
+    n, length = case.coarse.shape[axis], voxels.shape[axis]
+    middle = n // 2 * (length // n)
+    return np.take(voxels, range(middle) if half == 0 else range(middle, length), axis)
+
+
+def _longest(case: Case) -> int:
+    return case.coarse.shape.index(max(case.coarse.shape))
+
+
+def refined(model: Model, coarse: Voxels) -> Voxels:
+    """Enhance a whole volume in memory."""
+    return model.refine(mirror_pad(coarse, model.halo))
+
+
+def as_volume(voxels: Voxels) -> Volume:
+    """Make a volume without a unit."""
+    grid = Grid(axes="zyx", shape=voxels.shape, spacing=(1.0,) * 3, origin=(0.0,) * 3, units=(None,) * 3)
+    return Volume.from_source(voxels, grid, chunks=voxels.shape, name="benchmark")
+
+
+def table(rows: Mapping[str, Row]) -> str:
+    """Write mean and spread over the seeds as Markdown, both halves of the volumes apart."""
+    lines = ["# Quality", "", *(__doc__ or "").strip().splitlines()[2:], ""]
+    for title, names in (("Tuning half", TUNING), ("Untouched half", [v for v in VOLUMES if v not in TUNING])):
+        lines += [f"## {title}", "", "| volume | " + " | ".join(METHODS) + " |", "|---" * (len(METHODS) + 1) + "|"]
+        for name in names:
+            cells = [
+                _cell([row for row in rows.values() if (row["volume"], row["method"]) == (name, m)]) for m in METHODS
+            ]
+            if any(cells):
+                lines.append(f"| {name} | " + " | ".join(cell or "–" for cell in cells) + " |")
+        lines.append("")
+    return "\n".join([*lines, "PSNR ± half its range over the seeds / clipped / SSIM, then seconds of training.", ""])
+
+
+def _cell(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    mean = {key: statistics.fmean(row[key] for row in rows) for key in ("psnr", "clipped", "ssim", "train_seconds")}
+    half = (max(row["psnr"] for row in rows) - min(row["psnr"] for row in rows)) / 2
+    text = f"{mean['psnr']:.2f}{f' ± {half:.2f}' if len(rows) > 1 else ''} / {mean['clipped']:.2f} / {mean['ssim']:.3f}"
+    return text + (f", {mean['train_seconds']:.0f} s" if mean["train_seconds"] >= 1 else "")
+
+
+def _wanted(given: argparse.Namespace, done: Mapping[str, Row]) -> Iterable[tuple[str, str, int]]:
+    for name in given.volumes:
+        for method in given.methods:
+            for seed in given.seeds if method in (*PRESETS, "oracle") else (0,):
+                if given.again or f"{name}, {method}, {seed}" not in done:
+                    yield name, method, seed
+
+
+def main() -> None:
+    """Measure what is missing, and write both files after each row."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=RESULTS / "quality.json")
+    parser.add_argument("--volumes", nargs="+", default=list(VOLUMES), choices=list(VOLUMES))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--again", action="store_true")
+    given = parser.parse_args()
+    rows = json.loads(given.output.read_text())["rows"] if given.output.exists() else {}
+    for name, method, seed in _wanted(given, rows):
+        case = VOLUMES[name]()
+        if method == "oracle" and case.factor != 2:
+            continue
+        row = {"volume": name, "method": method, "seed": seed, **measure(case, method, seed)}
+        rows[f"{name}, {method}, {seed}"] = row
+        print(f"{name}, {method}, seed {seed}: {row['psnr']:.2f} dB / {row['ssim']:.3f}", flush=True)
+        report = {"environment": environment(), "rows": rows}
+        given.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        given.output.with_suffix(".md").write_text(table(rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
