@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +19,7 @@ Voxels = npt.NDArray[np.float32]
 EXTENT = {2: (1, 1024, 1024), 3: (64, 128, 128)}
 """Voxels (z, y, x) of the sample that are checked, at most, in planes and in volumes."""
 SHORTEST = 12
-"""Voxels along a refined axis below which there is nothing to measure between the faces."""
+"""Voxels along an axis below which there is little to measure between the faces; a plane has one along z."""
 OUTLIERS = 0.1
 """Percent of the voxels at each end that lie outside the data range."""
 
@@ -83,8 +82,8 @@ def self_check(model: Model, sample: Sample) -> SelfCheck | None:
 def _size(shape: Shape, factor: Shape, extent: Shape) -> Shape | None:
     """Fit ``extent`` to the sample, in whole coarse voxels."""
     size = tuple(min(n, e) // f * f for n, e, f in zip(shape, extent, factor, strict=True))
-    enough = all(s >= SHORTEST for s, f in zip(size, factor, strict=True) if f > 1)
-    return size if enough and math.prod(size) > 0 else None
+    enough = all(s >= SHORTEST or (s == 1 and f == 1) for s, f in zip(size, factor, strict=True))
+    return size if enough else None
 
 
 def _middle(voxels: Voxels, size: Shape) -> Voxels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -24,9 +25,11 @@ def untrained(design: Architecture, *, channels: int = 1, seed: int = 0) -> Mode
 
 
 @cache
-def fast(factor: tuple[int, int, int], axes: str = "zyx", channels: int = 1) -> Model:
+def fast(factor: tuple[int, int, int], axes: str = "zyx", channels: int = 1, back_projections: int = 1) -> Model:
     """The fast preset."""
-    return untrained(architecture("fast", factor, axes), channels=channels)
+    design = architecture("fast", factor, axes)
+    stages = tuple(replace(stage, back_projections=back_projections) for stage in design.stages)
+    return untrained(replace(design, stages=stages), channels=channels)
 
 
 @cache

@@ -114,7 +114,7 @@ def test_any_cut_gives_the_same_volume(cut) -> None:
 @pytest.mark.parametrize("factor", [(2, 2, 2), (1, 2, 2)])
 def test_the_fast_preset_is_seamless(factor) -> None:
     halo = fast(factor).halo
-    tiles = ({"z": 7, "y": 9, "x": 11}, {"z": 5, "y": 13, "x": 6})
+    tiles = ({"z": 9, "y": 9, "x": 11}, {"z": 10, "y": 13, "x": 9})
     assert all(t[axis] >= h for t in tiles for axis, h in zip("zyx", halo, strict=True))
     assert_seamless(fast(factor), fast(factor), "zyx", (13, 29, 31), ((4, 9), (1, 28), (31,)), tiles)
 
@@ -165,7 +165,9 @@ def mutated(kind: type[Model], model: Model) -> Model:
 
 
 @pytest.mark.parametrize("mutant", [ShortHalo, TileStatistics, PaddedConvolutions])
-@pytest.mark.parametrize("make", [partial(tiny, back_projections=0), fast], ids=["tiny", "fast"])
+@pytest.mark.parametrize(
+    "make", [partial(tiny, back_projections=0), partial(fast, back_projections=0)], ids=["tiny", "fast"]
+)
 def test_the_seam_test_catches(mutant, make) -> None:
     # Without back projection, whose outermost taps are as small as the tolerance; the next tests see those.
     model = make((2, 2, 2))
@@ -184,7 +186,7 @@ def test_a_voxel_counts_up_to_the_halo_and_not_beyond(make, axis, factor) -> Non
     model = make(factor)
     halo = model.halo
     # Fine voxels that the two-stage halo was rounded up for are the only slack there may be.
-    slack = 1 if factor[axis] == 4 else 0
+    slack = 1 if len(model.stages) == 2 else 0
     voxels = random_voxels(tuple(2 * h + 3 for h in halo))
     box = model.refine(voxels)
 

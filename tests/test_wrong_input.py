@@ -121,7 +121,7 @@ USAGE = [
     (("--seed", "-1"), "'--seed': -1 is not in the range"),
     (("--memory", "lots"), "--memory lots: not a size"),
     (("--halo", "2"), "--halo 2: allowed is a share of the range between 0 and 1"),
-    (("--preset", "best"), "'--preset': 'best' is not one of 'fast', 'paper'"),
+    (("--preset", "worst"), "'--preset': 'worst' is not one of 'fast', 'best', 'paper'"),
     (("--dtype", "int8"), "'--dtype': 'int8' is not one of 'same', 'float32'"),
     (("--ome-zarr-version", "0.6"), "'0.6' is not one of '0.4', '0.5'"),
     (("--spacing", "thin"), "--spacing 'thin': not a number"),
@@ -157,7 +157,7 @@ def test_a_sample_that_is_not_inside_the_volume_is_a_usage_error(here, sample):
 
 
 PLANS = [
-    (("--tile", "z=2,y=2,x=2"), "axis z: a tile of 2 voxels is shorter than its halo of 5"),
+    (("--tile", "z=2,y=2,x=2"), "axis z: a tile of 2 voxels is shorter than its halo of 9"),
     (("--chunks", "8", "--shards", "20"), "shards of 20 voxels and chunks of 8"),
     (("--chunks", "8", "--shards", "12", "--factor", "2"), "a shard must be a multiple of the chunk"),
 ]
