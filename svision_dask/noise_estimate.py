@@ -1,4 +1,4 @@
-"""How noisy a volume is, measured on the volume itself: variance = floor + gain · intensity (Poisson–Gaussian).
+"""How noisy a volume is, measured on the volume itself: variance = floor + gain · (intensity − offset).
 
 A network that refines its own, less noisy reduction would meet more noise when applied than it saw in training, and
 sharpen it. Training therefore adds the noise that the reduction took away, and needs to know how much that is.
@@ -32,10 +32,16 @@ Voxels = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Variance of a voxel of intensity I is ``floor + gain · I``, in squared intensity units."""
+    """Poisson–Gaussian: a voxel of intensity I has the variance ``floor + gain · max(I − offset, 0)``."""
 
     floor: float
     gain: float
+    offset: float = 0.0
+    """Intensity of the darkest voxels: cameras add one, and converted files may be negative."""
+
+    def variance(self, intensity: float) -> float:
+        """In squared intensity units."""
+        return self.floor + self.gain * max(intensity - self.offset, 0.0)
 
 
 SILENT = Noise(floor=0.0, gain=0.0)
@@ -50,7 +56,8 @@ def estimate_noise(voxels: Voxels) -> Noise:
     """
     axes = [axis for axis, n in enumerate(voxels.shape) if n >= SHORTEST]
     rough, left = _roughness(voxels, axes), _roughness(reduce(_halved, axes, voxels), axes)
-    return Noise(floor=max(0.0, rough.floor - left.floor), gain=max(0.0, rough.gain - left.gain))
+    floor = rough.floor - left.variance(rough.offset)
+    return Noise(floor=max(0.0, floor), gain=max(0.0, rough.gain - left.gain), offset=rough.offset)
 
 
 def _roughness(voxels: Voxels, axes: Sequence[int]) -> Noise:
@@ -74,7 +81,7 @@ def _roughness(voxels: Voxels, axes: Sequence[int]) -> Noise:
     for members in np.array_split(order, BINS):
         means.append(float(mean[members].mean()))
         variances.append((float(np.quantile(size[members], QUANTILE)) / QUANTILE_OF_NORMAL) ** 2 / gain)
-    return _fit(np.maximum(means, 0), np.array(variances))
+    return _fit(np.array(means), np.array(variances))
 
 
 def _halved(voxels: Voxels, axis: int) -> Voxels:
@@ -98,6 +105,8 @@ def _fit(means: npt.NDArray[np.float64], variances: npt.NDArray[np.float64]) -> 
     if not variances.any():
         return SILENT
     weight = 1 / (variances + variances.mean())
-    columns = np.stack([np.ones_like(means), means, means**2], axis=1)
-    (floor, gain, _), _ = nnls(columns * weight[:, None], variances * weight)
-    return Noise(floor=float(floor), gain=float(gain))
+    above = means - means[0]
+    spread = max(above[-1], 1e-30)  # in parts of it, so that the unit of the intensities does not matter
+    columns = np.stack([np.ones_like(above), above / spread, (above / spread) ** 2], axis=1)
+    (floor, slope, _), _ = nnls(columns * weight[:, None], variances * weight)
+    return Noise(floor=float(floor), gain=float(slope / spread), offset=float(means[0]))

@@ -36,7 +36,7 @@ class Scale:
     missing_noise: tuple[float, float]
     """Floor and gain of the variance to add to ``coarse``: ``floor + gain · max(v + shift, 0)``, standardised."""
     shift: float
-    """Offset over scale of the channel, to get back to intensities."""
+    """What to add to a standardised voxel to get its distance from the offset of the noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,7 @@ def make_pairs(
                 coarse=_padded(reduced(fine, factor), margin),
                 fine=fine,
                 missing_noise=((1 - kept) * model.floor / scale**2, (1 - kept) * model.gain / scale),
-                shift=offset / scale,
+                shift=(offset - model.offset) / scale,
             )
         )
     return Pairs(scales=tuple(made), margin=margin, factor=factor)

@@ -198,7 +198,7 @@ def train_on_sample(
         "steps": settings.steps,
         "sampling": "area",
         "sample": [[window.start, window.stop] for window in sample.box],
-        "noise": [[[n.floor, n.gain] for n in per_channel] for per_channel in noises],
+        "noise": [[asdict(n) for n in per_channel] for per_channel in noises],
         "zoom": zooms,
         "verdict": verdicts,
         "loss": curves,

@@ -75,7 +75,7 @@ def _bisected(voxels: torch.Tensor, factor: Shape, axis: int, wanted: float) -> 
 def _roughness(voxels: torch.Tensor, noise: Noise | None) -> list[float]:
     """Mean squared difference of neighbours along z, y, x, relative to the variance; without that of the noise."""
     variance = float(voxels.var(correction=0))
-    noisy = 0.0 if noise is None else noise.floor + noise.gain * max(float(voxels.mean()), 0.0)
+    noisy = 0.0 if noise is None else noise.variance(float(voxels.mean()))
     squares = [float(voxels.diff(dim=axis).square().mean()) if voxels.shape[axis] > 1 else 0.0 for axis in (2, 3, 4)]
     return [max(square - 2 * noisy, 0.0) / max(variance - noisy, 1e-6 * variance, 1e-30) for square in squares]
 

@@ -19,7 +19,7 @@ def test_the_variance_of_photon_counts_is_their_mean(seed):
     counts = Phantom(shape=(64, 256, 256), seed=seed).measured(BOX, 2).astype(np.float32)
     noise = estimate_noise(counts)
     for mean, tolerance in ((np.mean(counts), 0.1), (np.percentile(counts, 99), 0.2)):
-        assert noise.floor + noise.gain * mean == pytest.approx(mean, rel=tolerance)
+        assert noise.variance(mean) == pytest.approx(mean, rel=tolerance)
 
 
 def test_noise_added_to_a_real_volume_is_found_again(data_dir):
@@ -30,15 +30,14 @@ def test_noise_added_to_a_real_volume_is_found_again(data_dir):
     added = np.random.default_rng(0).normal(0, 30, voxels.shape).astype(np.float32)
     after = estimate_noise(voxels + added)
     level = float(np.median(voxels))
-    more = after.floor + after.gain * level - before.floor - before.gain * level
-    assert more == pytest.approx(900, rel=0.25)
+    assert after.variance(level) - before.variance(level) == pytest.approx(900, rel=0.25)
 
 
 def test_a_sharp_volume_of_few_planes_is_not_all_noise():
     # Reduced by two, the expectation is as undersampled as a microscope's volume: the worst case for differences.
     expected = Phantom(shape=(24, 256, 256)).expected((slice(0, 12), slice(0, 128), slice(0, 128)), 2)
     noise = estimate_noise(expected)
-    assert noise.floor + noise.gain * np.percentile(expected, 99) < 0.02 * expected.var()
+    assert noise.variance(np.percentile(expected, 99)) < 0.02 * expected.var()
 
 
 def test_beads_smaller_than_a_voxel_do_not_pass_for_shot_noise(data_dir):
@@ -62,7 +61,17 @@ def test_floor_and_gain_are_told_apart():
     voxels = 3 * rng.poisson(mean / 3) + rng.normal(0, 8, mean.shape)
     noise = estimate_noise(voxels.astype(np.float32))
     assert noise.gain == pytest.approx(3, rel=0.15)
-    assert noise.floor == pytest.approx(64, rel=0.5)
+    assert noise.variance(0) == pytest.approx(noise.variance(noise.offset))  # nothing is darker than the darkest
+    assert noise.floor - 3 * noise.offset == pytest.approx(64, rel=0.5)
+
+
+@pytest.mark.parametrize("offset", [-1000, 100, 32768])
+def test_an_offset_of_the_camera_is_not_taken_for_light(offset):
+    counts = Phantom(shape=(64, 256, 256)).measured(BOX, 2).astype(np.float32)
+    plain, lifted = estimate_noise(counts), estimate_noise(counts + offset)
+    assert lifted.gain == pytest.approx(plain.gain, rel=1e-2)
+    assert lifted.floor == pytest.approx(plain.floor, rel=1e-2, abs=1e-2)
+    assert lifted.offset == pytest.approx(plain.offset + offset, abs=1e-2)
 
 
 def test_straight_edges_are_not_taken_for_noise():

@@ -185,7 +185,8 @@ def test_a_model_says_how_it_came_about():
     assert (about["preset"], about["input"], about["seed"], about["steps"]) == ("fast", "test volume", 3, 2)
     assert about["sample"] == [[0, 12], [0, 30], [5, 65]]
     assert len(about["loss"][0]) == 2
-    assert np.shape(about["noise"]) == (1, 1, 2)  # stages, channels, floor and gain
+    ((noise,),) = about["noise"]  # per stage and channel
+    assert sorted(noise) == ["floor", "gain", "offset"]
     (verdict,) = about["verdict"]
     assert verdict["held_back"]
     assert min(verdict["stage"], verdict["cubic"], verdict["back_projected"]) > 0
@@ -240,3 +241,23 @@ def test_training_fits_one_pass_also_where_an_ensemble_is_used_later():
     stage.network.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
     train_stage(stage, pairs, replace(SETTINGS["paper"], steps=3), seed=0, report=lambda step, loss: None)
     assert sum(passes) == 3
+
+
+@pytest.mark.parametrize(
+    ("gain", "offset", "dtype"),
+    [(257, 0, "uint16"), (1, -128, "int16"), (1 / 255, 0, "float32"), (40, -3000, "float32")],
+)
+def test_the_unit_and_the_offset_of_the_intensities_do_not_matter(gain, offset, dtype):
+    phantom = Phantom(shape=(48, 96, 96), seed=3)
+    counts = phantom.measured((slice(0, 24), slice(0, 48), slice(0, 48)), 2).clip(0, 255).astype(np.uint8)
+    other = (counts.astype(np.float64) * gain + offset).astype(dtype)
+    first, second = (train(volume_of(voxels), steps=100) for voxels in (counts, other))
+    a = refined(first, counts)
+    b = (refined(second, other) - offset) / gain
+    assert np.abs(a - b).max() < 0.02 * np.ptp(a)
+    assert second.stages[0].damping == pytest.approx(first.stages[0].damping, abs=0.01)
+    assert second.provenance["zoom"][0] == pytest.approx(first.provenance["zoom"][0], abs=0.01)
+    gains = [
+        decibels(m.provenance["verdict"][0]["cubic"] / m.provenance["verdict"][0]["stage"]) for m in (first, second)
+    ]
+    assert gains[1] == pytest.approx(gains[0], abs=0.05)
