@@ -17,8 +17,8 @@ from svision_dask.stage import Stage, correction, trim
 
 PATCH = {2: (1, 64, 64), 3: (16, 24, 24)}
 """Coarse voxels (z, y, x) of each patch that is judged, in planes and in volumes."""
-PATCHES = 8
-"""Patches per channel, at most: some 10⁵ coarse voxels tell hundredths of a decibel."""
+BATCH, BATCHES = 4, 2
+"""Patches in a batch, and batches per channel: some 10⁵ coarse voxels tell hundredths of a decibel."""
 BASELINE = 10
 """Back projections of the baseline, as in the published system."""
 BASELINE_RADIUS = 6
@@ -69,8 +69,8 @@ class Exam:
     def of(pairs: Pairs, *, planar: bool, held_back: bool) -> Exam:
         """Draw the patches; they are the same for the same pairs."""
         rng = np.random.default_rng(0)
-        count = max(1, PATCHES // 4) * len(pairs.scales)
-        drawn = [pairs.draw(rng, PATCH[2 if planar else 3], 4, pairs.margin) for _ in range(count)]
+        patch = PATCH[2 if planar else 3]
+        drawn = [pairs.draw(rng, patch, BATCH, pairs.margin) for _ in range(BATCHES * len(pairs.scales))]
         return Exam(patches=drawn, margin=pairs.margin, factor=pairs.factor, held_back=held_back)
 
     def loss(self, stage: Stage) -> float:
@@ -105,7 +105,8 @@ class Exam:
                 change = correction(coarse, plain, self.factor, taps)
                 own.append(_squares(stage(coarse), fine))
                 cubic.append(_squares(plain, fine))
-                projected.append(_squares(sum(_common(plain, change), torch.zeros(())), fine))
+                inner, change = _common(plain, change)
+                projected.append(_squares(inner + change, fine))
         return Verdict(
             stage=self._mean(own),
             cubic=self._mean(cubic),

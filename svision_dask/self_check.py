@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from svision_dask.baselines import cubic, cubic_back_projected, reduced
 from svision_dask.geometry import Shape
 from svision_dask.metrics import psnr, ssim
 from svision_dask.model import Model
 from svision_dask.sample import Sample
-from svision_dask.volume import mirror_pad
-
-Voxels = npt.NDArray[np.float32]
+from svision_dask.volume import middle, mirror_pad
 
 EXTENT = {2: (1, 1024, 1024), 3: (64, 128, 128)}
 """Voxels (z, y, x) of the sample that are checked, at most, in planes and in volumes."""
@@ -55,7 +52,7 @@ def self_check(model: Model, sample: Sample) -> SelfCheck | None:
         return None
     rows = []
     for number, channel in enumerate(sample.voxels):
-        wanted = _middle(channel, size)
+        wanted = middle(channel, size)
         low, high = np.percentile(channel, (OUTLIERS, 100 - OUTLIERS))
         coarse, data_range = reduced(wanted, model.factor), max(float(high - low), 1e-30)
         enhanced = model.refine(mirror_pad(coarse, model.halo), channel=number)
@@ -84,7 +81,3 @@ def _size(shape: Shape, factor: Shape, extent: Shape) -> Shape | None:
     size = tuple(min(n, e) // f * f for n, e, f in zip(shape, extent, factor, strict=True))
     enough = all(s >= SHORTEST or (s == 1 and f == 1) for s, f in zip(size, factor, strict=True))
     return size if enough else None
-
-
-def _middle(voxels: Voxels, size: Shape) -> Voxels:
-    return voxels[tuple(slice((n - s) // 2, (n - s) // 2 + s) for n, s in zip(voxels.shape, size, strict=True))]

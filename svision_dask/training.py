@@ -24,7 +24,7 @@ from svision_dask.resample import kernel_radius, upsample
 from svision_dask.sample import Sample, read_sample
 from svision_dask.self_check import self_check
 from svision_dask.stage import Stage, trim
-from svision_dask.volume import Volume, mirror_pad
+from svision_dask.volume import Volume, middle, mirror_pad
 from svision_dask.zoom import matched_zoom
 
 TOLERANCE = 1e-4
@@ -167,7 +167,7 @@ def train_on_sample(
     curves, verdicts, noises, zooms = [], [], [], []
     for number, spec in enumerate(design.stages):
         if number:
-            voxels = _enhanced(_middle(voxels, SECOND_STAGE_VOXELS), stages[-1], design.axes)
+            voxels = _enhanced(middle(voxels, _at_most(voxels.shape[1:], SECOND_STAGE_VOXELS)), stages[-1], design.axes)
         if settings.as_published:
             noises.append([SILENT] * len(voxels))
             zooms.append((1.0, 1.0, 1.0))
@@ -304,13 +304,12 @@ def _enhanced(voxels: npt.NDArray[np.float32], stage: Stage, axes: str) -> npt.N
     return np.stack([step.refine(mirror_pad(channel, design.halo)) for channel in voxels])
 
 
-def _middle(voxels: npt.NDArray[np.float32], limit: int) -> npt.NDArray[np.float32]:
-    """Cut out the middle of (c, z, y, x), with at most ``limit`` voxels per channel."""
-    size = list(voxels.shape[1:])
+def _at_most(shape: Shape, limit: int) -> Shape:
+    """Halve the longest axis until there are at most ``limit`` voxels."""
+    size = list(shape)
     while math.prod(size) > limit:
         size[size.index(max(size))] = -(-max(size) // 2)
-    core = tuple(slice((n - s) // 2, (n - s) // 2 + s) for n, s in zip(voxels.shape[1:], size, strict=True))
-    return voxels[(slice(None), *core)]
+    return tuple(size)
 
 
 def _settings(preset: Preset, design: Architecture, steps: int | None) -> TrainSettings:

@@ -105,3 +105,10 @@ def read_mirrored(volume: Volume, start: tuple[int, ...], stop: tuple[int, ...])
         if not np.array_equal(inside, np.arange(block.shape[axis])):
             block = np.take(block, inside, axis=axis)
     return block
+
+
+def middle(voxels: npt.NDArray[Any], size: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Cut out the middle ``size`` voxels of the last axes, or all where there are fewer."""
+    lengths = voxels.shape[voxels.ndim - len(size) :]
+    taken = [min(n, s) for n, s in zip(lengths, size, strict=True)]
+    return voxels[(..., *(slice((n - t) // 2, (n - t) // 2 + t) for n, t in zip(lengths, taken, strict=True)))]

@@ -16,14 +16,15 @@ import torch
 from svision_dask.geometry import Shape
 from svision_dask.noise_estimate import Noise
 from svision_dask.pairs import Zoom, enlarged, reduced
+from svision_dask.volume import middle
 
 EXTENT = (48, 96, 96)
 """Voxels (z, y, x) that are looked at, at most."""
 TYPICAL = 1.5
 """Zoom of the other axes while one is measured."""
 SHARE = 0.6
-"""Of the way from 1 to the zoom that matches. All the way, the target has nothing left at high frequencies to learn
-from; shares of 0.5 to 0.7 did best on the volumes that decided this (docs/results.md)."""
+"""Of the way from 1 to the zoom that matches. All the way was worse in trials: the target then has nothing left at high
+frequencies to learn from. Shares between were not compared."""
 HALVINGS = 6
 
 
@@ -44,8 +45,7 @@ def matched_zoom(voxels: npt.NDArray[np.float32], factor: Shape, noise: Sequence
     tuple of float
         For z, y, x.
     """
-    middle = [_middle(channel) for channel in voxels]
-    tensors = [torch.from_numpy(channel)[None, None] for channel in middle]
+    tensors = [torch.from_numpy(np.ascontiguousarray(channel))[None, None] for channel in middle(voxels, EXTENT)]
     wanted = [_roughness(t, n) for t, n in zip(tensors, noise, strict=True)]
     zooms = []
     for axis, f in enumerate(factor):
@@ -78,9 +78,3 @@ def _roughness(voxels: torch.Tensor, noise: Noise | None) -> list[float]:
     noisy = 0.0 if noise is None else noise.variance(float(voxels.mean()))
     squares = [float(voxels.diff(dim=axis).square().mean()) if voxels.shape[axis] > 1 else 0.0 for axis in (2, 3, 4)]
     return [max(square - 2 * noisy, 0.0) / max(variance - noisy, 1e-6 * variance, 1e-30) for square in squares]
-
-
-def _middle(voxels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    size = [min(n, e) for n, e in zip(voxels.shape, EXTENT, strict=True)]
-    core = tuple(slice((n - s) // 2, (n - s) // 2 + s) for n, s in zip(voxels.shape, size, strict=True))
-    return np.ascontiguousarray(voxels[core])

@@ -193,7 +193,7 @@ def test_a_model_says_how_it_came_about():
 
 
 def test_a_network_that_learns_nothing_begins_anew_and_the_verdict_says_so():
-    # White noise has nothing to learn from: whatever the weights, cubic interpolation is as good.
+    # A learning rate of nearly 0 stands for whatever keeps a network from learning.
     volume = volume_of(np.random.default_rng(0).normal(100, 5, (16, 48, 48)).astype(np.float32))
     seen: list[Progress] = []
     dead = replace(SETTINGS["fast"], steps=FAIR_TRIAL, learning_rate=1e-12)
