@@ -111,4 +111,5 @@ def middle(voxels: npt.NDArray[Any], size: tuple[int, ...]) -> npt.NDArray[Any]:
     """Cut out the middle ``size`` voxels of the last axes, or all where there are fewer."""
     lengths = voxels.shape[voxels.ndim - len(size) :]
     taken = [min(n, s) for n, s in zip(lengths, size, strict=True)]
-    return voxels[(..., *(slice((n - t) // 2, (n - t) // 2 + t) for n, t in zip(lengths, taken, strict=True)))]
+    box = tuple(slice((n - t) // 2, (n - t) // 2 + t) for n, t in zip(lengths, taken, strict=True))
+    return voxels[(slice(None),) * (voxels.ndim - len(size)) + box]
