@@ -173,7 +173,7 @@ def train_on_sample(
             zooms.append((1.0, 1.0, 1.0))
         else:
             measured = np.stack([v * s + o for v, o, s in zip(voxels, offsets, scales, strict=True)])
-            noises.append([estimate_noise(channel) for channel in measured])
+            noises.append([estimate_noise(channel, spec.factor) for channel in measured])
             zooms.append(matched_zoom(measured, spec.factor, noises[number]))
         stage = Stage(spec, design.axes)
         pairs = make_pairs(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from svision_dask.baselines import reduced
 from svision_dask.noise_estimate import QUANTILE, QUANTILE_OF_NORMAL, SILENT, _roughness, estimate_noise
 from svision_dask.simulate import Phantom
 
@@ -96,3 +97,27 @@ def test_small_volumes_give_finite_numbers_that_are_not_negative(shape):
     noise = estimate_noise(np.random.default_rng(0).random(shape, dtype=np.float32))
     assert 0 <= noise.floor < 1
     assert 0 <= noise.gain < 1
+
+
+@pytest.mark.parametrize("factor", [(2, 2, 2), (1, 2, 2), (2, 1, 1)])
+def test_noise_that_a_reduction_left_is_not_a_detectors(factor):
+    counts = Phantom(shape=(64, 256, 256)).measured(BOX, 2).astype(np.float32)
+    assert estimate_noise(counts, factor).variance(counts.mean()) == pytest.approx(counts.mean(), rel=0.1)
+    assert estimate_noise(reduced(counts, factor), factor) == SILENT
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "plant_ovule/ovule_1135_mini.ome.tif",
+        "beads_measured/psf_bead_pycudadecon.tif",
+        "lsfm_nuclei_c5/c5image.ome.tif",
+    ],
+)
+def test_what_a_microscope_recorded_has_a_detectors_noise_and_its_reduction_has_not(data_dir, path):
+    from tifffile import imread
+
+    voxels = imread(data_dir / path).squeeze().astype(np.float32)
+    even = voxels[tuple(slice(0, n // 2 * 2) for n in voxels.shape)]
+    assert estimate_noise(voxels) != SILENT
+    assert estimate_noise(reduced(even, 2)) == SILENT
