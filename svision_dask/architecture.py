@@ -11,16 +11,13 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
+from svision_dask.degradation import CUBIC, UP_REACH, Degradation, Sampling
 from svision_dask.errors import ModelError, UsageError
 from svision_dask.geometry import SPATIAL, Shape
 
 Preset = Literal["fast", "best", "paper"]
 PRESETS: tuple[Preset, ...] = ("fast", "best", "paper")
 
-CUBIC_REACH = 2
-"""Coarse voxels per side that cubic interpolation and antialiased cubic reduction by two each use up."""
-KERNEL_STEP = 3
-"""Coarse voxels per side by which one more back projection widens the correction kernel: the reach of D·U."""
 TENSOR_LIMIT = 2**31
 """Bytes and elements a tensor must stay below: oneDNN slows down past the one and is wrong past the other."""
 SMALL_INPUT = 20480
@@ -29,6 +26,8 @@ MAX_PARAMETERS = 2**20
 """Of all stages; a hundred times what the presets have, and still little to build from a file nobody has checked."""
 MAX_BACK_PROJECTIONS = 40
 """The kernel of so many fits into memory while it is made, whatever the axes."""
+MAX_KERNEL = 120
+"""Formal reach of that kernel, in coarse voxels per side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +56,8 @@ class StageSpec:
     """Coarse voxels per side at which the kernel of all back projections but the first is cut."""
     ensemble: bool
     """Whether the network's output is the mean over the lateral flips and rotations."""
+    degradation: Degradation = CUBIC
+    """How coarse voxels came about; training and back projection assume it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,11 @@ class Architecture:
     def factor(self) -> Shape:
         """How many times finer the output is, for z, y, x."""
         return tuple(math.prod(f) for f in zip(*(stage.factor for stage in self.stages), strict=True))
+
+    @property
+    def sampling(self) -> Sampling:
+        """Whether voxel edges stay where they are (area), or the centre of the first voxel (point)."""
+        return self.stages[0].degradation.sampling
 
     @property
     def halo(self) -> Shape:
@@ -135,8 +141,9 @@ class Architecture:
                         for layer in stage["layers"]
                     ),
                     back_projections=_bounded(stage["back_projections"], 0, MAX_BACK_PROJECTIONS),
-                    kernel_radius=_bounded(stage["kernel_radius"], 0, KERNEL_STEP * MAX_BACK_PROJECTIONS),
+                    kernel_radius=_bounded(stage["kernel_radius"], 0, MAX_KERNEL),
                     ensemble=_truth(stage["ensemble"]),
+                    degradation=Degradation.from_json(stage["degradation"]),
                 )
                 for stage in value["stages"]
             )
@@ -145,6 +152,8 @@ class Architecture:
             made = cls(axes=value["axes"], stages=stages)
             for stage in stages:
                 _check_stage(stage, made.axes)
+            if len({stage.degradation.sampling for stage in stages}) > 1:
+                raise ValueError("stages of different sampling")
             if made.parameters > MAX_PARAMETERS:
                 raise ValueError(f"{made.parameters} parameters, at most {MAX_PARAMETERS}")
         except (KeyError, TypeError, ValueError) as error:
@@ -157,14 +166,21 @@ def stage_reach(stage: StageSpec, axes: str) -> Shape:
     """Count the coarse voxels per side, for z, y, x, that one stage uses up."""
     network = sum(layer.kernel // 2 for layer in stage.layers)
     # y₀ needs the network and U; the residual x − D y₀ needs D; its kernel and U bring it to the fine grid.
-    correction = 2 * CUBIC_REACH + stage.kernel_radius if stage.back_projections else 0
+    correction = stage.degradation.reach + UP_REACH + stage.kernel_radius if stage.back_projections else 0
     return tuple(
-        (max(network, CUBIC_REACH * (f == 2)) + correction * (f == 2)) if axis in axes else 0
+        (max(network, UP_REACH * (f == 2)) + correction * (f == 2)) if axis in axes else 0
         for axis, f in zip(SPATIAL, stage.factor, strict=True)
     )
 
 
-def architecture(preset: Preset, factor: Sequence[int], axes: str, *, kernel_radius: int | None = None) -> Architecture:
+def architecture(
+    preset: Preset,
+    factor: Sequence[int],
+    axes: str,
+    *,
+    kernel_radius: int | None = None,
+    degradation: Degradation = CUBIC,
+) -> Architecture:
     """Build the architecture of a preset.
 
     Parameters
@@ -180,6 +196,8 @@ def architecture(preset: Preset, factor: Sequence[int], axes: str, *, kernel_rad
         ``"zyx"`` or ``"yx"``.
     kernel_radius
         Where to cut the kernel of repeated back projection; by default, and at most, its formal reach.
+    degradation
+        How coarse voxels came about.
 
     Raises
     ------
@@ -191,18 +209,19 @@ def architecture(preset: Preset, factor: Sequence[int], axes: str, *, kernel_rad
     if preset not in PRESETS:
         raise UsageError(f"preset {preset!r}: allowed are {', '.join(PRESETS)}.")
     back_projections = {"fast": 1, "best": 10, "paper": 20}[preset]
-    formal = _formal_radius(back_projections)
-    radius = formal if kernel_radius is None else min(kernel_radius, formal)
     stages = []
-    for step in stage_factors(factor):
+    for number, step in enumerate(stage_factors(factor)):
+        how = degradation.of_step(number)
+        formal = _formal_radius(back_projections, how)
         phases = math.prod(step)
         stages.append(
             StageSpec(
                 factor=step,
                 layers=_LAYERS[preset](phases),
                 back_projections=back_projections,
-                kernel_radius=radius,
+                kernel_radius=formal if kernel_radius is None else min(kernel_radius, formal),
                 ensemble=preset == "paper",
+                degradation=how,
             )
         )
     return Architecture(axes=axes, stages=tuple(stages))
@@ -217,8 +236,8 @@ def stage_factors(factor: Sequence[int]) -> Iterator[Shape]:
         remaining = tuple(f // s for f, s in zip(remaining, step, strict=True))
 
 
-def _formal_radius(back_projections: int) -> int:
-    return KERNEL_STEP * max(back_projections - 1, 0)
+def _formal_radius(back_projections: int, how: Degradation) -> int:
+    return how.step * max(back_projections - 1, 0)
 
 
 def _paper_layers(phases: int) -> tuple[Layer, ...]:
@@ -276,7 +295,7 @@ def _check_stage(stage: StageSpec, axes: str) -> None:
         raise ValueError(f"factor {stage.factor}, {len(stage.layers)} layers")
     if "z" not in axes and stage.factor[0] != 1:
         raise ValueError(f"factor {stage.factor} for axes {axes}")
-    if stage.kernel_radius > _formal_radius(stage.back_projections):
+    if not stage.kernel_radius <= _formal_radius(stage.back_projections, stage.degradation) <= MAX_KERNEL:
         raise ValueError(f"kernel radius {stage.kernel_radius} for {stage.back_projections} back projections")
     if stage.layers[-1].channels != math.prod(stage.factor) or math.prod(stage.factor) == 1:
         raise ValueError(f"last layer of {stage.layers[-1].channels} channels for factor {stage.factor}")

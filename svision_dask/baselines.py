@@ -7,12 +7,13 @@ The literal iteration on the fine grid, of whole volumes in memory with mirrored
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from svision_dask.degradation import CUBIC, UP_REACH, Degradation
 from svision_dask.errors import UsageError
 from svision_dask.geometry import SPATIAL, Factor, Shape, parse_factor
 from svision_dask.volume import mirror_pad
@@ -20,7 +21,7 @@ from svision_dask.volume import mirror_pad
 Voxels = npt.NDArray[np.float32]
 
 
-def cubic(coarse: npt.NDArray[Any], factor: Factor) -> Voxels:
+def cubic(coarse: npt.NDArray[Any], factor: Factor, how: Degradation = CUBIC) -> Voxels:
     """Interpolate by Keys' cubic kernel (a = −1/2), twice in a row for a factor of 4.
 
     Parameters
@@ -29,6 +30,8 @@ def cubic(coarse: npt.NDArray[Any], factor: Factor) -> Voxels:
         (z, y, x), any dtype.
     factor
         1, 2 or 4: for every axis, one each in order, or by name.
+    how
+        The coarse voxels came about: it says where the fine ones lie between them.
 
     Returns
     -------
@@ -42,12 +45,12 @@ def cubic(coarse: npt.NDArray[Any], factor: Factor) -> Voxels:
     """
     fine = coarse.astype(np.float32)
     for step in _steps(coarse, factor):
-        fine = _up(fine, step)
+        fine = _up(fine, step, how)
     return fine
 
 
 def cubic_back_projected(
-    coarse: npt.NDArray[Any], factor: Factor, *, iterations: int = 10, clamp: bool = False
+    coarse: npt.NDArray[Any], factor: Factor, how: Degradation = CUBIC, *, iterations: int = 10, clamp: bool = False
 ) -> Voxels:
     """Interpolate, then repeat ``fine += U(coarse − D fine)``: D reduces, antialiased, and U interpolates.
 
@@ -56,7 +59,7 @@ def cubic_back_projected(
 
     Parameters
     ----------
-    coarse, factor
+    coarse, factor, how
         As `cubic`; D and U of factor 4 are those of factor 2, twice in a row.
     iterations
         How often to correct.
@@ -74,25 +77,25 @@ def cubic_back_projected(
         As `cubic`.
     """
     wanted, steps = coarse.astype(np.float32), _steps(coarse, factor)
-    fine = cubic(coarse, factor)
+    fine = cubic(coarse, factor, how)
     for _ in range(iterations):
-        error = wanted - reduced(fine, factor)
+        error = wanted - reduced(fine, factor, how)
         for step in steps:
-            error = _up(error, step)
+            error = _up(error, step, how)
         fine += error
         if clamp:
             np.maximum(fine, 0, out=fine)
     return fine
 
 
-def reduced(fine: npt.NDArray[Any], factor: Factor) -> Voxels:
-    """Reduce by the antialiased cubic kernel, twice in a row for a factor of 4; faces are mirrored.
+def reduced(fine: npt.NDArray[Any], factor: Factor, how: Degradation = CUBIC) -> Voxels:
+    """Reduce, by default by the antialiased cubic kernel, twice in a row for a factor of 4; faces are mirrored.
 
     Parameters
     ----------
     fine
         (z, y, x), any dtype, whole multiples of the factor.
-    factor
+    factor, how
         As `cubic`.
 
     Returns
@@ -110,8 +113,8 @@ def reduced(fine: npt.NDArray[Any], factor: Factor) -> Voxels:
     if any(n % f for n, f in zip(fine.shape, total, strict=True)):
         raise UsageError(f"volume of {fine.shape} voxels: factor {total} must divide it. Cut it to size.")
     coarse = fine.astype(np.float32)
-    for step in reversed(steps):
-        coarse = _down(coarse, step)
+    for number, step in reversed(list(enumerate(steps))):
+        coarse = _down(coarse, step, how.of_step(number))
     return coarse
 
 
@@ -146,24 +149,19 @@ def _steps(coarse: npt.NDArray[Any], factor: Factor) -> tuple[Shape, ...]:
     return (first, second) if max(second) > 1 else (first,)
 
 
-def _up(coarse: Voxels, step: Shape) -> Voxels:
-    from svision_dask.resample import upsample
-
-    return _resampled(upsample, coarse, step, fine_voxels=1)
-
-
-def _down(fine: Voxels, step: Shape) -> Voxels:
-    from svision_dask.resample import degrade
-
-    return _resampled(degrade, fine, step, fine_voxels=2)
-
-
-def _resampled(operator: Callable[..., Any], voxels: Voxels, step: Shape, *, fine_voxels: int) -> Voxels:
-    """Apply an unpadded operator to a volume that goes on as its mirror image; ``fine_voxels`` per coarse one."""
+def _up(coarse: Voxels, step: Shape, how: Degradation) -> Voxels:
     import torch
 
-    from svision_dask.architecture import CUBIC_REACH
+    from svision_dask.resample import upsample
 
-    margin = tuple(fine_voxels * CUBIC_REACH if f == 2 else 0 for f in step)
-    tensor = torch.from_numpy(mirror_pad(voxels, margin))[None, None]
-    return np.ascontiguousarray(operator(tensor, step)[0, 0].numpy())
+    padded = mirror_pad(coarse, tuple(UP_REACH * (f == 2) for f in step))
+    return np.ascontiguousarray(upsample(torch.from_numpy(padded)[None, None], step, how)[0, 0].numpy())
+
+
+def _down(fine: Voxels, step: Shape, how: Degradation) -> Voxels:
+    import torch
+
+    from svision_dask.resample import degrade
+
+    padded = mirror_pad(fine, tuple(2 * how.reach * (f == 2) for f in step))
+    return np.ascontiguousarray(degrade(torch.from_numpy(padded)[None, None], step, how)[0, 0].numpy())

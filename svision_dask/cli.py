@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from svision_dask.architecture import PRESETS, Architecture
 from svision_dask.arguments import parse_box, parse_lengths, parse_numbers, parse_size, parse_tolerance
 from svision_dask.console import Commands, Update, image_facts, image_lines, plan_lines, progress, training_lines
+from svision_dask.degradation import DEGRADES
 from svision_dask.errors import UsageError
 from svision_dask.plan import VERSIONS, Plan, Wishes
 
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 Given = dict[str, Any]
 """What was given for the options of a command, by name."""
-LEARNING = ("factor", "preset", "sample", "seed", "steps", "halo")
+LEARNING = ("factor", "preset", "sample", "degrade", "psf", "seed", "steps", "halo")
 """Options that a trained model has settled already."""
+KERNELS = (".tif", ".tiff", ".npy", ".mat")
+"""Files that a measured PSF may come in."""
 
 
 def _options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
@@ -56,6 +59,19 @@ learning = _options(
         default="fast",
         show_default=True,
         help="best takes minutes to train; paper is the published form.",
+    ),
+    click.option(
+        "--degrade",
+        type=click.Choice(DEGRADES),
+        default="cubic",
+        show_default=True,
+        help="How the microscope got coarse voxels: box is camera binning, point skipped positions; psf undoes --psf.",
+    ),
+    click.option(
+        "--psf",
+        default="auto",
+        show_default=True,
+        help="Width (FWHM) of the PSF in units of the spacing: 0.5 or z=2,y=0.5,x=0.5; or a .tif, .npy or .mat of it.",
     ),
     click.option("--sample", help="Sub-volume to learn from, start:stop per axis; chosen by default."),
     click.option(
@@ -239,15 +255,24 @@ def _design_of(model_path: str, volume: Volume) -> Architecture:
 
 def _design(volume: Volume, given: Given) -> Architecture:
     from svision_dask.geometry import parse_factor
+    from svision_dask.psf import degradation_of, find_psf
     from svision_dask.training import design_for
 
     tolerance = parse_tolerance(given["halo"], option="--halo")
     factor = parse_factor(_factor(given), volume.grid.axes)
-    return design_for(volume.grid.axes, factor, preset=given["preset"], tolerance=tolerance)
+    how = degradation_of(given["degrade"], find_psf(_psf(given), volume.grid))
+    return design_for(volume.grid.axes, factor, preset=given["preset"], tolerance=tolerance, degradation=how)
 
 
 def _factor(given: Given) -> Any:
     return parse_numbers(given["factor"], option="--factor")
+
+
+def _psf(given: Given) -> Any:
+    """Tell a width from the path of a kernel."""
+    text = given["psf"]
+    named = text == "auto" or Path(text).suffix.lower() in KERNELS
+    return text if named else parse_numbers(text, option="--psf")
 
 
 def _wishes(volume: Volume, given: Given) -> Wishes:
@@ -284,6 +309,8 @@ def _train(volume: Volume, given: Given) -> Model:
             seed=given["seed"],
             steps=given["steps"],
             tolerance=parse_tolerance(given["halo"], option="--halo"),
+            degrade=given["degrade"],
+            psf=_psf(given),
             on_step=show,
         )
     for line in training_lines(model.provenance):

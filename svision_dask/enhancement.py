@@ -47,7 +47,8 @@ def enhance(volume: Volume, model: Model, *, tile: Mapping[str, int] | None = No
     Returns
     -------
     Volume
-        ``factor`` times finer; voxel edges stay where they are in the world.
+        ``factor`` times finer; voxel edges stay where they are in the world, or, where the coarse volume skipped
+        positions (point sampling), the centre of the first voxel.
 
     Raises
     ------
@@ -65,7 +66,7 @@ def enhance(volume: Volume, model: Model, *, tile: Mapping[str, int] | None = No
     for axis, (n, t, h) in enumerate(zip(volume.grid.shape, size, halo, strict=True)):
         haloed = _continued(haloed, axis, mirror(-h, -(-n // t) * t + h, n))
     fine = enhance_haloed(haloed, model, axes=axes, tile=size, dtype=volume.dtype)
-    grid = volume.grid.finer(full_factor(model, axes))
+    grid = volume.grid.finer(full_factor(model, axes), model.architecture.sampling)
     return Volume(
         voxels=fine[tuple(slice(0, n) for n in grid.shape)],
         grid=grid,

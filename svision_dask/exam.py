@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from svision_dask.architecture import CUBIC_REACH
+from svision_dask.degradation import UP_REACH
 from svision_dask.geometry import Shape
 from svision_dask.pairs import Pairs
 from svision_dask.resample import correction_kernel, upsample
@@ -62,7 +62,8 @@ class Exam:
     @staticmethod
     def margin_of(stage: Stage) -> Shape:
         """Coarse voxels per side that an exam of ``stage`` needs around its patches."""
-        baseline = tuple((3 * CUBIC_REACH + BASELINE_RADIUS) * (f == 2) for f in stage.spec.factor)
+        reach = 2 * UP_REACH + stage.spec.degradation.reach + BASELINE_RADIUS
+        baseline = tuple(reach * (f == 2) for f in stage.spec.factor)
         return tuple(max(r, b) for r, b in zip(stage.reach, baseline, strict=True))
 
     @staticmethod
@@ -88,7 +89,7 @@ class Exam:
         with torch.inference_mode():
             for coarse, fine in self.patches:
                 plain = stage.predict(coarse)
-                change = correction(coarse, plain, stage.spec.factor, stage.kernel)
+                change = correction(coarse, plain, self.factor, stage.kernel, stage.spec.degradation)
                 wanted, plain, change = _common(fine, plain, change)
                 explained += float(((wanted - plain) * change).sum())
                 total += float(change.square().sum())
@@ -96,13 +97,14 @@ class Exam:
 
     def verdict(self, stage: Stage) -> Verdict:
         """Compare the stage as it will be used with cubic interpolation, and with ten back projections of it."""
-        kernel = correction_kernel(self.factor, BASELINE, BASELINE_RADIUS)
+        how = stage.spec.degradation
+        kernel = correction_kernel(self.factor, BASELINE, BASELINE_RADIUS, how)
         taps = torch.from_numpy(kernel).float()[None, None]
         own, cubic, projected = [], [], []
         with torch.inference_mode():
             for coarse, fine in self.patches:
-                plain = upsample(coarse, self.factor)
-                change = correction(coarse, plain, self.factor, taps)
+                plain = upsample(coarse, self.factor, how)
+                change = correction(coarse, plain, self.factor, taps, how)
                 own.append(_squares(stage(coarse), fine))
                 cubic.append(_squares(plain, fine))
                 inner, change = _common(plain, change)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from svision_dask.degradation import Sampling
 from svision_dask.errors import UsageError
 
 AXES = "tczyx"
@@ -49,16 +50,18 @@ class Grid:
         """Positions of the spatial axes."""
         return tuple(i for i, axis in enumerate(self.axes) if axis in SPATIAL)
 
-    def finer(self, factor: Shape) -> Grid:
-        """Make the grid with ``factor`` times more voxels that covers the same space (area sampling).
+    def finer(self, factor: Shape, sampling: Sampling = "area") -> Grid:
+        """Make the grid with ``factor`` times more voxels.
 
-        Voxel edges stay put, so the first centre moves towards the edge by ``spacing·(f − 1)/(2f)``.
+        Where voxels are means over their area, their edges stay put, so the first centre moves towards the edge by
+        ``spacing·(f − 1)/(2f)``. Where they are points, the first centre stays put.
         """
+        shift = [(f - 1) / (2 * f) if sampling == "area" else 0.0 for f in factor]
         return replace(
             self,
             shape=tuple(n * f for n, f in zip(self.shape, factor, strict=True)),
             spacing=tuple(s / f for s, f in zip(self.spacing, factor, strict=True)),
-            origin=tuple(o - s * (f - 1) / (2 * f) for o, s, f in zip(self.origin, self.spacing, factor, strict=True)),
+            origin=tuple(o - s * d for o, s, d in zip(self.origin, self.spacing, shift, strict=True)),
         )
 
     def coarser(self, factor: Shape) -> Grid:

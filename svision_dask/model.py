@@ -21,7 +21,7 @@ from svision_dask.errors import ModelError, OutputError, UsageError
 from svision_dask.geometry import Shape
 from svision_dask.stage import Stage, trim
 
-FORMAT = 2
+FORMAT = 3
 """Version of the file's layout; raised when an older reader would misread a newer file."""
 MAX_BYTES = 64 * 2**20
 """A model of this kind has some kilobytes; anything above this is not one."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from svision_dask.architecture import CUBIC_REACH
+from svision_dask.degradation import CUBIC, Degradation
 from svision_dask.errors import SampleError
 from svision_dask.geometry import SPATIAL, Shape
 from svision_dask.noise_estimate import Noise
@@ -27,7 +28,7 @@ THINNEST = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """One channel, or a part of it."""
+    """One channel at one zoom, or a part of it."""
 
     coarse: torch.Tensor
     """(1, 1, z, y, x): the reduction of ``fine``, with a margin, mirrored at its faces."""
@@ -41,13 +42,14 @@ class Scale:
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """All channels, to draw patches from."""
+    """All channels at all scales, to draw patches from."""
 
     scales: tuple[Scale, ...]
     margin: Shape
     """Coarse voxels per side that surround what is to be predicted."""
     factor: Shape
     """Of this stage, for z, y, x."""
+    how: Degradation = CUBIC
 
     def draw(
         self, rng: np.random.Generator, patch: Shape, batch: int, halo: Shape
@@ -70,13 +72,16 @@ class Pairs:
         inner = self._inner(scale)
         size = tuple(min(p, n) for p, n in zip(patch, inner, strict=True))
         spare = tuple(m - h for m, h in zip(self.margin, halo, strict=True))
+        points = tuple(f == 2 and self.how.sampling == "point" for f in self.factor)
+        flips = [s > 1 and n - s >= p and bool(rng.integers(2)) for n, s, p in zip(inner, size, points, strict=True)]
+        # A fine voxel that follows a point precedes it in reversed order: such a pair begins one fine voxel earlier.
+        early = [int(p and flip) for p, flip in zip(points, flips, strict=True)]
         coarse, fine = [], []
         for _ in range(batch):
-            first = [int(rng.integers(n - s + 1)) for n, s in zip(inner, size, strict=True)]
+            first = [int(rng.integers(e, n - s + 1)) for e, n, s in zip(early, inner, size, strict=True)]
             shifted = [a + s for a, s in zip(first, spare, strict=True)]
             coarse.append(scale.coarse[_window(shifted, size, (1, 1, 1), halo)])
-            fine.append(scale.fine[_window(first, size, self.factor, (0, 0, 0))])
-        flips = [axis + 2 for axis in range(3) if size[axis] > 1 and rng.integers(2)]
+            fine.append(scale.fine[_window(first, size, self.factor, (0, 0, 0), early)])
         turn = self.factor[1] == self.factor[2] and bool(rng.integers(2))
         noisy = _add_noise(torch.cat(coarse), scale, rng)
         return _turned(noisy, flips, turn), _turned(torch.cat(fine), flips, turn)
@@ -116,12 +121,13 @@ def make_pairs(
     *,
     factor: Shape,
     margin: Shape,
-    zoom: Zoom,
+    zooms: Sequence[Zoom],
     noise: Sequence[Noise],
     offsets: Sequence[float],
     scales: Sequence[float],
+    how: Degradation = CUBIC,
 ) -> Pairs:
-    """Enlarge every channel of ``voxels`` (c, z, y, x; standardised), and reduce it.
+    """Enlarge every channel of ``voxels`` (c, z, y, x; standardised) by every zoom, and reduce it.
 
     Parameters
     ----------
@@ -131,10 +137,12 @@ def make_pairs(
         Of the stage, for z, y, x.
     margin
         Coarse voxels to keep around what is to be predicted: the most that anything drawn from the pairs needs.
-    zoom
-        1 or more; applied to the axes that the stage refines.
+    zooms
+        Each 1 or more; applied to the axes that the stage refines.
     noise, offsets, scales
         Per channel: noise in intensity units, and the constants that standardised it.
+    how
+        To reduce.
 
     Raises
     ------
@@ -146,18 +154,18 @@ def make_pairs(
             keep = ",".join(f"{a}={1 if a == axis else g}" for a, g in zip(SPATIAL, factor, strict=True))
             raise SampleError(f"sample of {n} voxel along {axis}: at least {f} are needed. Use --factor {keep}.")
     made = []
-    kept = _noise_kept(factor, zoom)
-    for channel, model, offset, scale in zip(voxels, noise, offsets, scales, strict=True):
+    for (channel, model, offset, scale), zoom in product(zip(voxels, noise, offsets, scales, strict=True), zooms):
+        kept = _noise_kept(factor, zoom, how)
         fine = enlarged(torch.from_numpy(channel)[None, None], factor, zoom)
         made.append(
             Scale(
-                coarse=_padded(reduced(fine, factor), margin),
+                coarse=_padded(reduced(fine, factor, how), margin),
                 fine=fine,
                 missing_noise=((1 - kept) * model.floor / scale**2, (1 - kept) * model.gain / scale),
                 shift=(offset - model.offset) / scale,
             )
         )
-    return Pairs(scales=tuple(made), margin=margin, factor=factor)
+    return Pairs(scales=tuple(made), margin=margin, factor=factor, how=how)
 
 
 def enlarged(voxels: torch.Tensor, factor: Shape, zoom: Zoom) -> torch.Tensor:
@@ -179,21 +187,21 @@ def _resized(voxels: torch.Tensor, axis: int, size: int) -> torch.Tensor:
     return rows.reshape(*last.shape[:-1], size).movedim(-1, axis)
 
 
-def reduced(fine: torch.Tensor, factor: Shape) -> torch.Tensor:
-    """Antialiased cubic reduction with mirrored faces."""
-    return degrade(_padded(fine, tuple(2 * CUBIC_REACH if f == 2 else 0 for f in factor)), factor)
+def reduced(fine: torch.Tensor, factor: Shape, how: Degradation = CUBIC) -> torch.Tensor:
+    """Reduce with mirrored faces."""
+    return degrade(_padded(fine, tuple(2 * how.reach * (f == 2) for f in factor)), factor, how)
 
 
 def _padded(voxels: torch.Tensor, margin: Shape) -> torch.Tensor:
     return torch.from_numpy(mirror_pad(voxels.numpy(), (0, 0, *margin)))
 
 
-def _noise_kept(factor: Shape, zoom: Zoom) -> float:
+def _noise_kept(factor: Shape, zoom: Zoom, how: Degradation) -> float:
     """Share of the variance of independent noise that is left after enlarging and reducing."""
     generator = torch.Generator().manual_seed(0)
     sizes = [48 if f == 2 else 4 for f in factor]
     white = torch.randn(1, 1, *sizes, generator=generator)
-    return min(1.0, float(reduced(enlarged(white, factor, zoom), factor).var()))
+    return min(1.0, float(reduced(enlarged(white, factor, zoom), factor, how).var()))
 
 
 def _add_noise(coarse: torch.Tensor, scale: Scale, rng: np.random.Generator) -> torch.Tensor:
@@ -205,11 +213,16 @@ def _add_noise(coarse: torch.Tensor, scale: Scale, rng: np.random.Generator) -> 
     return coarse + normal * variance.sqrt()
 
 
-def _window(first: Sequence[int], size: Shape, factor: Shape, halo: Shape) -> tuple[slice, ...]:
-    inside = (slice(f * a, f * (a + s) + 2 * h) for a, s, f, h in zip(first, size, factor, halo, strict=True))
+def _window(
+    first: Sequence[int], size: Shape, factor: Shape, halo: Shape, early: Sequence[int] = (0, 0, 0)
+) -> tuple[slice, ...]:
+    inside = (
+        slice(f * a - e, f * (a + s) + 2 * h - e)
+        for a, s, f, h, e in zip(first, size, factor, halo, early, strict=True)
+    )
     return (slice(None), slice(None), *inside)
 
 
-def _turned(voxels: torch.Tensor, flips: list[int], turn: bool) -> torch.Tensor:
-    flipped = voxels.flip(flips) if flips else voxels
+def _turned(voxels: torch.Tensor, flips: Sequence[bool], turn: bool) -> torch.Tensor:
+    flipped = voxels.flip([axis for axis, flip in enumerate(flips, start=2) if flip])
     return flipped.transpose(3, 4) if turn else flipped

@@ -97,6 +97,7 @@ def plan_volume(
         tile_bytes=design.tile_bytes,
         machine=machine or this_machine(output),
         wishes=wishes,
+        sampling=design.sampling,
     )
 
 
@@ -184,12 +185,13 @@ def _check_plan(plan: Plan, volume: Volume, model: Model) -> None:
     """Refuse a plan made for something else: its spacing would be published as this volume's."""
     made_for = (
         plan.coarse,
-        plan.factor,
+        plan.fine,
         tuple(h for h, a in zip(plan.halo, plan.coarse.axes, strict=True) if a in SPATIAL),
     )
     axes = volume.grid.axes
     halo = tuple(h for h, a in zip(model.halo, SPATIAL, strict=True) if a in axes)
-    if made_for != (volume.grid, full_factor(model, axes), halo):
+    fine = volume.grid.finer(full_factor(model, axes), model.architecture.sampling)
+    if made_for != (volume.grid, fine, halo):
         raise UsageError(f"plan: made for another volume or model than {volume.name}. Make it with plan_volume.")
 
 

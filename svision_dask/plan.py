@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from svision_dask.degradation import Sampling
 from svision_dask.errors import PlanError
 from svision_dask.geometry import SPATIAL, Grid, Shape
 from svision_dask.workload import Workload
@@ -176,6 +177,7 @@ def plan_enhancement(
     tile_bytes: Callable[[Shape], int],
     machine: Machine,
     wishes: Wishes | None = None,
+    sampling: Sampling = "area",
 ) -> Plan:
     """Decide how to enhance ``coarse`` by ``factor``.
 
@@ -195,6 +197,8 @@ def plan_enhancement(
         Cores, memory and disk.
     wishes
         What the user fixed.
+    sampling
+        Whether coarse voxels are means over their area, or points.
 
     Raises
     ------
@@ -205,7 +209,7 @@ def plan_enhancement(
     wishes = wishes or Wishes()
     if wishes.shard and wishes.version == "0.4":
         raise PlanError("shards: OME-Zarr 0.4 has none. Use --ome-zarr-version 0.5, or leave out --shards.")
-    fine = coarse.finer(factor)
+    fine = coarse.finer(factor, sampling)
     _check_sizes(coarse, wishes)
     chunk = _chunk(fine, wishes)
     region = _region(fine, factor, chunk, wishes)

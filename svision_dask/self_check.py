@@ -50,18 +50,18 @@ def self_check(model: Model, sample: Sample) -> SelfCheck | None:
     size = _size(sample.voxels.shape[1:], model.factor, EXTENT[len(model.architecture.axes)])
     if size is None:
         return None
-    rows = []
+    rows, how = [], model.architecture.stages[0].degradation
     for number, channel in enumerate(sample.voxels):
         wanted = middle(channel, size)
         low, high = np.percentile(channel, (OUTLIERS, 100 - OUTLIERS))
-        coarse, data_range = reduced(wanted, model.factor), max(float(high - low), 1e-30)
+        coarse, data_range = reduced(wanted, model.factor, how), max(float(high - low), 1e-30)
         enhanced = model.refine(mirror_pad(coarse, model.halo), channel=number)
-        projected = [cubic_back_projected(coarse, model.factor, clamp=clamp) for clamp in (False, True)]
+        projected = [cubic_back_projected(coarse, model.factor, how, clamp=clamp) for clamp in (False, True)]
         best = max(projected, key=lambda fine: psnr(fine, wanted, data_range=data_range))
         rows.append(
             [
                 measure(fine, wanted, data_range=data_range)
-                for fine in (enhanced, cubic(coarse, model.factor), best)
+                for fine in (enhanced, cubic(coarse, model.factor, how), best)
                 for measure in (psnr, ssim)
             ]
         )

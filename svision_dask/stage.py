@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from svision_dask.architecture import CUBIC_REACH, StageSpec, stage_reach
+from svision_dask.architecture import StageSpec, stage_reach
+from svision_dask.degradation import UP_REACH, Degradation
 from svision_dask.geometry import Shape
 from svision_dask.network import Network, interleave
 from svision_dask.resample import correction_kernel, degrade, upsample
@@ -24,7 +25,7 @@ class Stage(nn.Module):
         self.residual_scale = residual_scale
         self.damping = damping
         self.reach = stage_reach(spec, axes)
-        kernel = correction_kernel(spec.factor, max(spec.back_projections, 1), spec.kernel_radius)
+        kernel = correction_kernel(spec.factor, max(spec.back_projections, 1), spec.kernel_radius, spec.degradation)
         self.register_buffer("kernel", torch.from_numpy(kernel).float()[None, None], persistent=False)
 
     def forward(self, coarse: torch.Tensor) -> torch.Tensor:
@@ -34,12 +35,12 @@ class Stage(nn.Module):
 
     def predict(self, coarse: torch.Tensor, *, one_pass: bool = False) -> torch.Tensor:
         """Cubic interpolation plus the network's residual; uses up the network's reach."""
-        scaled = self._per_axis(CUBIC_REACH)
+        scaled = self._per_axis(UP_REACH)
         margin = tuple(max(r, s) for r, s in zip(self.network.reach, scaled, strict=True))
         # The residual first: at its widest the network needs more memory than the interpolation.
         context = trim(coarse, _minus(margin, self.network.reach))
         residual = self.one_pass(context) if one_pass else self.residual(context)
-        fine = upsample(trim(coarse, _minus(margin, scaled)), self.spec.factor)
+        fine = upsample(trim(coarse, _minus(margin, scaled)), self.spec.factor, self.spec.degradation)
         return fine.add_(residual, alpha=self.residual_scale)
 
     def residual(self, coarse: torch.Tensor) -> torch.Tensor:
@@ -64,9 +65,9 @@ class Stage(nn.Module):
         ones disagree about is noise as well; the damping d, from 0 to 1, is how much of it to believe.
         """
         if self.damping == 0:
-            cubic, kernel = self._per_axis(CUBIC_REACH), self._per_axis(self.spec.kernel_radius)
-            return trim(fine, tuple(f * (2 * c + k) for f, c, k in zip(self.spec.factor, cubic, kernel, strict=True)))
-        change = correction(coarse, fine, self.spec.factor, self.kernel)
+            unused = self._per_axis(self.spec.degradation.reach + self.spec.kernel_radius + UP_REACH)
+            return trim(fine, tuple(f * u for f, u in zip(self.spec.factor, unused, strict=True)))
+        change = correction(coarse, fine, self.spec.factor, self.kernel, self.spec.degradation)
         lost = tuple((n - m) // 2 for n, m in zip(fine.shape[2:], change.shape[2:], strict=True))
         return trim(fine, lost) + change.mul_(self.damping)
 
@@ -81,25 +82,31 @@ class Stage(nn.Module):
         """List the lateral flips, each with and without the exchange of y and x where both are refined alike."""
         square = self.spec.factor[1] == self.spec.factor[2]
         swaps = (False, True) if square else (False,)
-        return [(flips, swap) for flips in ([], [3], [4], [3, 4]) for swap in swaps]
+        # Points between others are not where they were once the order is reversed.
+        mirrored = ([], [3], [4], [3, 4]) if self.spec.degradation.sampling == "area" else ([],)
+        return [(list(flips), swap) for flips in mirrored for swap in swaps]
 
     def _per_axis(self, voxels: int) -> Shape:
         """Count ``voxels`` on the axes that this stage refines, 0 on the others."""
         return tuple(voxels * (f == 2) for f in self.spec.factor)
 
 
-def correction(coarse: torch.Tensor, fine: torch.Tensor, factor: Shape, kernel: torch.Tensor) -> torch.Tensor:
+def correction(
+    coarse: torch.Tensor, fine: torch.Tensor, factor: Shape, kernel: torch.Tensor, how: Degradation
+) -> torch.Tensor:
     """Apply ``U K (x − D y)``: how back projection changes the fine voxels y so that they agree with the coarse x.
 
-    ``fine`` may be short of ``coarse`` at all faces alike. Of the fine voxels it loses those without a margin of twice
-    the cubic reach and the radius of ``kernel`` (1, 1, z, y, x), in coarse voxels.
+    ``fine`` may be short of ``coarse`` at all faces alike. Of the fine voxels it loses those without a margin of the
+    reaches of D and U and the radius of ``kernel`` (1, 1, z, y, x), in coarse voxels.
     """
-    cubic = tuple(CUBIC_REACH * (f == 2) for f in factor)
-    used = tuple((c - n // f) // 2 for c, n, f in zip(coarse.shape[2:], fine.shape[2:], factor, strict=True))
-    error = trim(coarse, tuple(u + c for u, c in zip(used, cubic, strict=True))) - degrade(fine, factor)
+    margin = tuple(
+        (c - n // f) // 2 + how.reach * (f == 2)
+        for c, n, f in zip(coarse.shape[2:], fine.shape[2:], factor, strict=True)
+    )
+    error = trim(coarse, margin) - degrade(fine, factor, how)
     if kernel.numel() > 1:
         error = F.conv3d(error, kernel)
-    return upsample(error, factor)
+    return upsample(error, factor, how)
 
 
 def trim(voxels: torch.Tensor, margin: Shape) -> torch.Tensor:

@@ -13,19 +13,21 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from svision_dask.architecture import CUBIC_REACH, Architecture, Preset, architecture
+from svision_dask.architecture import Architecture, Preset, architecture
+from svision_dask.degradation import CUBIC, UP_REACH, Degradation, Degrade
 from svision_dask.errors import SampleError, UsageError
 from svision_dask.exam import Exam, Verdict
 from svision_dask.geometry import SPATIAL, Factor, Shape, parse_factor, spatial_shape
 from svision_dask.model import Model, Normalisation
 from svision_dask.noise_estimate import SILENT, estimate_noise
 from svision_dask.pairs import Pairs, make_pairs
+from svision_dask.psf import Psf, degradation_of, find_psf
 from svision_dask.resample import kernel_radius, upsample
 from svision_dask.sample import Sample, read_sample
 from svision_dask.self_check import self_check
 from svision_dask.stage import Stage, trim
 from svision_dask.volume import Volume, middle, mirror_pad
-from svision_dask.zoom import matched_zoom
+from svision_dask.zoom import around, matched_zoom, psf_zoom
 
 TOLERANCE = 1e-4
 """Where the kernel of repeated back projection is cut, as a share of the range."""
@@ -94,6 +96,8 @@ def train(
     seed: int = 0,
     steps: int | None = None,
     tolerance: float = TOLERANCE,
+    degrade: Degrade = "cubic",
+    psf: Any = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> Model:
     """Train a model on a sample of ``volume``; no other data is used.
@@ -115,13 +119,20 @@ def train(
         Instead of the preset's, per stage.
     tolerance
         Where the kernel of repeated back projection is cut, as a share of the range; 0 for never.
+    degrade
+        How the coarse voxels came about from finer ones: ``"cubic"``, antialiased; ``"box"``, as camera binning does;
+        ``"point"``, as skipped scan positions do; ``"psf"``, by the blur of ``psf``, which is then undone.
+    psf
+        Of the microscope: its full width at half maximum in the units of the spacing, one for all axes, one each, or by
+        name; or a measured kernel, or the path of one, in voxels of the volume's size. It sets the scale to train at,
+        which is measured on the volume by default (``"auto"``).
     on_step
         Called after each step.
 
     Raises
     ------
     UsageError
-        If the factor, the preset, the sample, the seed or the number of steps is not allowed.
+        If the factor, the preset, the sample, the seed, the number of steps, or the PSF is not allowed.
     SampleError
         If there is nothing to learn from in the sample.
     """
@@ -130,25 +141,28 @@ def train(
     if seed < 0:
         raise UsageError(f"seed {seed}: allowed are 0 and above. Use --seed 0.")
     per_axis = parse_factor(factor, volume.grid.axes)
-    design = design_for(volume.grid.axes, per_axis, preset=preset, tolerance=tolerance)
+    known = find_psf(psf, volume.grid)
+    how = degradation_of(degrade, known)
+    design = design_for(volume.grid.axes, per_axis, preset=preset, tolerance=tolerance, degradation=how)
     chosen = read_sample(volume, box=sample, seed=seed)
     settings = _settings(preset, design, steps)
-    model = train_on_sample(
-        chosen, design, settings, seed=seed, on_step=on_step, about={"preset": preset, "input": volume.name}
-    )
+    about = {"preset": preset, "input": volume.name, "psf_fwhm": known.fwhm if known else None}
+    model = train_on_sample(chosen, design, settings, seed=seed, psf=known, on_step=on_step, about=about)
     checked = self_check(model, chosen)
     return replace(model, provenance={**model.provenance, "self_check": asdict(checked) if checked else None})
 
 
-def design_for(axes: str, factor: Shape, *, preset: Preset, tolerance: float = TOLERANCE) -> Architecture:
+def design_for(
+    axes: str, factor: Shape, *, preset: Preset, tolerance: float = TOLERANCE, degradation: Degradation = CUBIC
+) -> Architecture:
     """Make the architecture that ``train`` would train: what a plan needs, before anything is read.
 
     ``factor`` has one entry per axis of ``axes``.
     """
     spatial = spatial_shape(axes, factor)
-    uncut = architecture(preset, spatial, "".join(a for a in axes if a in SPATIAL))
-    radius = max(kernel_radius(stage.factor, stage.back_projections, tolerance) for stage in uncut.stages)
-    return architecture(preset, spatial, uncut.axes, kernel_radius=radius)
+    uncut = architecture(preset, spatial, "".join(a for a in axes if a in SPATIAL), degradation=degradation)
+    radius = max(kernel_radius(s.factor, s.back_projections, tolerance, s.degradation) for s in uncut.stages)
+    return architecture(preset, spatial, uncut.axes, kernel_radius=radius, degradation=degradation)
 
 
 def train_on_sample(
@@ -157,6 +171,7 @@ def train_on_sample(
     settings: TrainSettings,
     *,
     seed: int,
+    psf: Psf | None = None,
     on_step: Callable[[Progress], None] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Model:
@@ -174,16 +189,21 @@ def train_on_sample(
         else:
             measured = np.stack([v * s + o for v, o, s in zip(voxels, offsets, scales, strict=True)])
             noises.append([estimate_noise(channel, spec.factor) for channel in measured])
-            zooms.append(matched_zoom(measured, spec.factor, noises[number]))
+            zooms.append(
+                psf_zoom(psf, spec.factor, spec.degradation)
+                if psf and number == 0
+                else matched_zoom(measured, spec.factor, noises[number], spec.degradation)
+            )
         stage = Stage(spec, design.axes)
         pairs = make_pairs(
             voxels,
             factor=spec.factor,
             margin=Exam.margin_of(stage),
-            zoom=zooms[number],
+            zooms=around(zooms[number]),
             noise=noises[number],
             offsets=offsets,
             scales=scales,
+            how=spec.degradation,
         )
         report = _reporter(on_step, number, len(design.stages), settings.steps)
         verdict, curve = train_stage(stage, pairs, settings, seed=seed + number, report=report)
@@ -196,7 +216,8 @@ def train_on_sample(
         "torch": torch.__version__,
         "seed": seed,
         "steps": settings.steps,
-        "sampling": "area",
+        "degradation": design.stages[0].degradation.kind,
+        "sampling": design.sampling,
         "sample": [[window.start, window.stop] for window in sample.box],
         "noise": [[asdict(n) for n in per_channel] for per_channel in noises],
         "zoom": zooms,
@@ -281,14 +302,15 @@ def _copied(stage: Stage) -> dict[str, torch.Tensor]:
 def interpolated(coarse: torch.Tensor, stage: Stage) -> torch.Tensor:
     """Apply cubic interpolation to the part of ``coarse`` that the network predicts."""
     factor = stage.spec.factor
-    margin = tuple(h - CUBIC_REACH * (f == 2) for h, f in zip(stage.network.reach, factor, strict=True))
-    return upsample(trim(coarse, margin), factor)
+    margin = tuple(h - UP_REACH * (f == 2) for h, f in zip(stage.network.reach, factor, strict=True))
+    return upsample(trim(coarse, margin), factor, stage.spec.degradation)
 
 
 def _residual_scale(pairs: Pairs) -> float:
     """Root mean square of what cubic interpolation leaves, over all channels, in standardised units."""
-    spare = tuple(m - CUBIC_REACH * (f == 2) for m, f in zip(pairs.margin, pairs.factor, strict=True))
-    squares = [float((s.fine - upsample(trim(s.coarse, spare), pairs.factor)).square().mean()) for s in pairs.scales]
+    spare = tuple(m - UP_REACH * (f == 2) for m, f in zip(pairs.margin, pairs.factor, strict=True))
+    interpolations = (upsample(trim(s.coarse, spare), pairs.factor, pairs.how) for s in pairs.scales)
+    squares = [float((s.fine - i).square().mean()) for s, i in zip(pairs.scales, interpolations, strict=True)]
     return max(math.sqrt(sum(squares) / len(squares)), 1e-6)
 
 

@@ -8,6 +8,7 @@ from functools import cache
 import torch
 
 from svision_dask.architecture import Architecture, Layer, StageSpec, architecture
+from svision_dask.degradation import CUBIC, Degradation
 from svision_dask.model import Model, Normalisation
 from svision_dask.stage import Stage
 
@@ -32,8 +33,25 @@ def fast(factor: tuple[int, int, int], axes: str = "zyx", channels: int = 1, bac
     return untrained(replace(design, stages=stages), channels=channels)
 
 
+WAYS = (
+    CUBIC,
+    Degradation(kind="box"),
+    Degradation(kind="point"),
+    Degradation(
+        kind="psf", psf=((0.5, 0.5), (0.125, 0.375, 0.375, 0.125), (0.0625, 0.125, 0.3125, 0.3125, 0.125, 0.0625))
+    ),
+)
+"""Every kind of degradation."""
+
+
 @cache
-def tiny(factor: tuple[int, int, int], axes: str = "zyx", channels: int = 1, back_projections: int = 3) -> Model:
+def tiny(
+    factor: tuple[int, int, int],
+    axes: str = "zyx",
+    channels: int = 1,
+    back_projections: int = 3,
+    how: Degradation = CUBIC,
+) -> Model:
     """All operators, with a short reach: two layers, an ensemble, three back projections cut at 2 voxels."""
     stages, remaining = [], factor
     while max(remaining) > 1:
@@ -46,6 +64,7 @@ def tiny(factor: tuple[int, int, int], axes: str = "zyx", channels: int = 1, bac
                 back_projections=back_projections,
                 kernel_radius=2 if back_projections > 1 else 0,
                 ensemble=True,
+                degradation=how.of_step(len(stages)),
             )
         )
         remaining = tuple(f // s for f, s in zip(remaining, step, strict=True))

@@ -75,6 +75,35 @@ print(sorted({HEAVY!r} & set(sys.modules)))
     assert loaded.stdout == "[]\n"
 
 
+def test_where_positions_were_skipped_the_first_voxel_stays_where_it_is(tmp_path):
+    path = write_tiff(tmp_path / "a.ome.tif", textured((6, 32, 32)))
+    for kind, origin in (("point", (0.0, 0.0, 0.0)), ("box", (-0.5, -0.125, -0.125))):
+        done = run("enhance", path, tmp_path / f"{kind}.zarr", "--degrade", kind, *LEARN, "--workers", 1)
+        assert done.exit_code == 0, done.stderr
+        first = describe_omezarr(tmp_path / f"{kind}.zarr").levels[0].grid
+        assert first.origin == origin
+        assert first.shape == (12, 64, 64)
+        assert first.spacing == (1.0, 0.25, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--degrade", "psf"), "degradation psf: which one? Give --psf its width"),
+        (("--psf", "-1"), "psf z=-1: a width must be above 0"),
+        (("--psf", "1,2"), "give one number, or 3 in the order z,y,x"),
+        (("--psf", "wide"), "--psf 'wide': not a number"),
+        (("--psf", "none.tif"), "neither a width nor a file"),
+    ],
+)
+def test_a_psf_that_is_none_is_refused_before_anything_is_made(tmp_path, short, given, message):
+    for command in (("enhance", short, tmp_path / "out.zarr"), ("train", short, "-o", tmp_path / "m.safetensors")):
+        done = run(*command, *given)
+        assert done.exit_code == 2
+        assert message in done.error
+    assert tree(tmp_path) == {}
+
+
 @pytest.mark.parametrize("program", [("-m", "svision_dask"), ("-m", "dask", "svision")])
 def test_the_commands_are_there_as_a_module_and_within_dask(program):
     done = subprocess.run([sys.executable, *program, "--help"], capture_output=True, text=True, check=True, timeout=60)

@@ -19,7 +19,7 @@ from svision_dask.errors import ImageError, ModelError, PlanError
 from svision_dask.geometry import Grid
 from svision_dask.model import Model, load_model
 from svision_dask.volume import Volume, mirror_pad
-from tests.models import fast, tiny
+from tests.models import WAYS, fast, tiny
 
 ROUNDING = 2e-5
 """Of the range: what float32 convolutions of another shape may differ by."""
@@ -78,16 +78,17 @@ def tile_length(draw: st.DrawFn, length: int, halo: int) -> int:
 
 
 @st.composite
-def cuts(draw: st.DrawFn) -> tuple[str, tuple[int, int, int], tuple[int, ...], tuple, tuple[dict[str, int], ...]]:
-    """Axes, factor, shape, dask chunks, and two tilings."""
+def cuts(draw: st.DrawFn) -> tuple[Model, str, tuple[int, ...], tuple, tuple[dict[str, int], ...]]:
+    """A model, axes, shape, dask chunks, and two tilings."""
     axes = draw(st.sampled_from(["zyx", "yx"]))
     factor = draw(st.sampled_from(FACTORS if axes == "zyx" else PLANE_FACTORS))
     shape = tuple(draw(st.integers(1, 12 if axes == "zyx" else 40)) for _ in axes)
-    halo = tiny(factor, axes).halo[3 - len(axes) :]
+    model = tiny(factor, axes, how=draw(st.sampled_from(WAYS)))
+    halo = model.halo[3 - len(axes) :]
     tiles = tuple(
         {axis: draw(tile_length(n, h)) for axis, n, h in zip(axes, shape, halo, strict=True)} for _ in range(2)
     )
-    return axes, factor, shape, tuple(draw(ragged(n)) for n in shape), tiles
+    return model, axes, shape, tuple(draw(ragged(n)) for n in shape), tiles
 
 
 def assert_seamless(model: Model, reference: Model, axes: str, shape: tuple[int, ...], chunks, tiles) -> None:
@@ -105,10 +106,10 @@ def assert_seamless(model: Model, reference: Model, axes: str, shape: tuple[int,
 
 
 @given(cut=cuts())
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 def test_any_cut_gives_the_same_volume(cut) -> None:
-    axes, factor, shape, chunks, tiles = cut
-    assert_seamless(tiny(factor, axes), tiny(factor, axes), axes, shape, chunks, tiles)
+    model, axes, shape, chunks, tiles = cut
+    assert_seamless(model, model, axes, shape, chunks, tiles)
 
 
 @pytest.mark.parametrize("factor", [(2, 2, 2), (1, 2, 2)])

@@ -30,7 +30,7 @@ def exam_of(stage: Stage, voxels: np.ndarray) -> Exam:
         voxels[None],
         factor=FACTOR,
         margin=Exam.margin_of(stage),
-        zoom=(1.0, 1.0, 1.0),
+        zooms=[(1.0, 1.0, 1.0)],
         noise=[SILENT],
         offsets=[0.0],
         scales=[1.0],

@@ -66,6 +66,15 @@ def test_the_centre_of_a_coarse_voxel_is_the_mean_of_the_centres_of_its_fine_vox
 
 
 @given(grid=grids(), factor=st.tuples(factors, factors, factors))
+def test_points_stay_where_they_are_and_the_fine_ones_come_between(grid, factor):
+    fine = grid.finer(factor, "point")
+    assert fine.origin == grid.origin
+    assert fine.shape == grid.finer(factor).shape
+    for axis, f in enumerate(factor):
+        assert fine.world((f,) * 3)[axis] == pytest.approx(grid.world((1,) * 3)[axis], rel=1e-12, abs=1e-12)
+
+
+@given(grid=grids(), factor=st.tuples(factors, factors, factors))
 def test_coarser_undoes_finer(grid, factor):
     assert grid.finer(factor).coarser(factor) == grid
 

@@ -12,10 +12,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "svision_dask"
 
 LAYERS = (
-    {"errors", "geometry", "architecture", "workload", "plan"},
+    {"errors", "degradation", "geometry", "architecture", "workload", "plan"},
     {"network", "resample", "stage", "volume", "noise", "noise_estimate", "neurites", "arguments"},
     {"model", "omezarr", "omezarr_metadata", "omezarr_write", "tiff", "tiff_metadata", "tiff_planes", "formats"}
-    | {"baselines", "metrics", "output", "pairs", "pyramid", "sample", "simulate"},
+    | {"baselines", "metrics", "output", "pairs", "psf", "pyramid", "sample", "simulate"},
     {"enhancement", "exam", "self_check", "zoom"},
     {"training", "regions", "cluster", "figure"},
     {"pipeline"},
@@ -25,15 +25,18 @@ LAYERS = (
 LAYER = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
 
 WITHIN_LAYER = {
+    ("architecture", "degradation"),
     ("architecture", "errors"),
     ("architecture", "geometry"),
     ("cli", "console"),
     ("formats", "omezarr"),
     ("formats", "tiff"),
+    ("geometry", "degradation"),
     ("geometry", "errors"),
     ("omezarr", "omezarr_metadata"),
     ("omezarr_write", "omezarr_metadata"),
     ("output", "omezarr"),
+    ("plan", "degradation"),
     ("plan", "errors"),
     ("plan", "geometry"),
     ("plan", "workload"),
@@ -57,6 +60,7 @@ LIBRARIES = {
     "cli": {"click"},
     "cluster": {"dask", "distributed", "psutil"},
     "console": {"click", "rich"},
+    "degradation": set(),
     "demo": {"numpy", "tifffile"},
     "enhancement": {"dask", "numpy"},
     "errors": set(),
@@ -77,6 +81,7 @@ LIBRARIES = {
     "pairs": {"numpy", "torch"},
     "pipeline": {"distributed", "numpy"},
     "plan": set(),
+    "psf": {"numpy", "scipy", "tifffile"},
     "pyramid": {"numpy"},
     "regions": {"cloudpickle", "dask", "distributed", "numpy", "torch", "zarr"},
     "resample": {"numpy", "torch"},

@@ -270,7 +270,7 @@ def without(mapping: dict, key: str) -> dict:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda h: {**h, "format": 1}, "a model of format 1; this version reads 2"),
+        (lambda h: {**h, "format": 1}, "a model of format 1; this version reads 3"),
         (lambda h: {**h, "format": "1"}, "a model of format '1'"),
         (lambda h: without(h, "format"), "damaged"),
         (lambda h: without(h, "architecture"), "damaged"),

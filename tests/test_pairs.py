@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from svision_dask.degradation import CUBIC, Degradation
 from svision_dask.errors import SampleError
 from svision_dask.noise_estimate import SILENT, Noise
 from svision_dask.pairs import Pairs, make_pairs
@@ -13,9 +14,16 @@ from svision_dask.volume import mirror_pad
 NO_ZOOM = (1.0, 1.0, 1.0)
 
 
-def pairs_of(voxels, factor=(2, 2, 2), margin=(3, 3, 3), zoom=NO_ZOOM, noise=SILENT, offset=0.0, scale=1.0):
+def pairs_of(voxels, factor=(2, 2, 2), margin=(3, 3, 3), zoom=NO_ZOOM, noise=SILENT, offset=0.0, scale=1.0, how=CUBIC):
     return make_pairs(
-        voxels[None], factor=factor, margin=margin, zoom=zoom, noise=[noise], offsets=[offset], scales=[scale]
+        voxels[None],
+        factor=factor,
+        margin=margin,
+        zooms=[zoom],
+        noise=[noise],
+        offsets=[offset],
+        scales=[scale],
+        how=how,
     )
 
 
@@ -85,6 +93,18 @@ def test_patches_are_aligned_whatever_their_orientation(factor):
     assert orientations == {-1, 1}
 
 
+@pytest.mark.parametrize("factor", [(2, 2, 2), (1, 2, 2), (2, 1, 2)])
+def test_points_are_the_first_of_their_fine_voxels_whatever_their_orientation(factor):
+    voxels = random_voxels((12, 16, 20))
+    pairs = pairs_of(voxels, factor=factor, how=Degradation(kind="point"))
+    seen = set()
+    for coarse, fine in draw_all(pairs, (3, 4, 4)):
+        assert torch.equal(coarse[:, :, 3:-3, 3:-3, 3:-3], fine[(..., *(slice(None, None, f) for f in factor))])
+        z, y, x = np.argwhere(voxels == float(fine[0, 0, 0, 0, 0]))[0]
+        seen |= {step for step in (-1, 1) if 0 <= x + step < 20 and voxels[z, y, x + step] == fine[0, 0, 0, 0, 1]}
+    assert seen == {-1, 1}
+
+
 def test_patches_turn_only_where_y_and_x_are_refined_alike():
     ramp = np.broadcast_to(np.arange(24, dtype=np.float32), (8, 24, 24)).copy()  # along x only
 
@@ -107,7 +127,7 @@ def test_every_channel_is_drawn():
         voxels,
         factor=(2, 2, 2),
         margin=(3, 3, 3),
-        zoom=NO_ZOOM,
+        zooms=[NO_ZOOM],
         noise=[SILENT] * 2,
         offsets=[0.0] * 2,
         scales=[1.0] * 2,

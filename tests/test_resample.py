@@ -9,18 +9,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svision_dask.architecture import CUBIC_REACH, KERNEL_STEP, StageSpec, architecture
-from svision_dask.resample import (
-    correction_kernel,
-    cubic_kernel,
-    degrade,
-    degrade_taps,
-    kernel_radius,
-    upsample,
-    upsample_taps,
-)
+from svision_dask.architecture import StageSpec, architecture
+from svision_dask.baselines import cubic, cubic_back_projected
+from svision_dask.degradation import CUBIC, UP_REACH, Degradation, _keys
+from svision_dask.resample import correction_kernel, degrade, kernel_radius, upsample
 from svision_dask.simulate import reduce_cubic
 from svision_dask.stage import Stage
+from tests.models import WAYS
 
 FACTORS = [(2, 2, 2), (1, 2, 2), (2, 1, 2), (2, 1, 1), (1, 1, 2)]
 
@@ -47,9 +42,10 @@ def without_border(voxels: torch.Tensor, border: int, factor: tuple[int, ...]) -
 
 def test_the_taps_of_both_operators_are_keys_kernel_and_add_up_to_one():
     # Keys 1981, eq. 15, by hand: 1 at 0, 9/16 at 1/2, 0 at 1, −1/16 at 3/2, 0 at 2.
-    np.testing.assert_array_equal(cubic_kernel(np.array([0, 0.5, -1, 1.5, -2, 3])), [1, 9 / 16, 0, -1 / 16, 0, 0])
-    assert degrade_taps().sum() == upsample_taps().sum() == 1
-    np.testing.assert_array_equal(degrade_taps(), degrade_taps()[::-1])
+    assert [_keys(d) for d in (0, 0.5, -1, 1.5, -2, 3)] == [1, 9 / 16, 0, -1 / 16, 0, 0]
+    for how in WAYS:
+        assert [sum(taps) for taps in (*how.down, *how.up)] == [1] * 5
+    assert CUBIC.down[0] == CUBIC.down[0][::-1]
 
 
 @pytest.mark.parametrize("factor", FACTORS)
@@ -63,9 +59,9 @@ def test_degrading_equals_the_plain_reduction_of_the_simulator(factor):
 @pytest.mark.parametrize("factor", FACTORS)
 def test_both_operators_equal_torchs_antialiased_bicubic_away_from_the_border(factor):
     coarse = random_tensor((12, 14, 16), dtype=torch.float64)
-    expected = without_border(torch_resized(coarse, factor, finer=True), 2 * CUBIC_REACH, factor)
+    expected = without_border(torch_resized(coarse, factor, finer=True), 2 * UP_REACH, factor)
     torch.testing.assert_close(upsample(coarse, factor), expected, rtol=0, atol=1e-14)
-    expected = without_border(torch_resized(coarse, factor, finer=False), CUBIC_REACH, factor)
+    expected = without_border(torch_resized(coarse, factor, finer=False), UP_REACH, factor)
     torch.testing.assert_close(degrade(coarse, factor), expected, rtol=0, atol=1e-14)
 
 
@@ -75,9 +71,9 @@ def test_a_voxel_reaches_exactly_as_far_as_the_taps(axis, place):
     factor = tuple(2 if a == axis else 1 for a in range(3))
     impulse = torch.zeros(1, 1, *(24 if a == axis else 1 for a in range(3)))
     impulse.view(-1)[place] = 1
-    reduced = {CUBIC_REACH + i for i in torch.nonzero(degrade(impulse, factor).view(-1)).view(-1).tolist()}
+    reduced = {UP_REACH + i for i in torch.nonzero(degrade(impulse, factor).view(-1)).view(-1).tolist()}
     assert reduced == {i for i in range(2, 10) if 2 * i - 3 <= place <= 2 * i + 4}
-    enlarged = {2 * CUBIC_REACH + i for i in torch.nonzero(upsample(impulse, factor).view(-1)).view(-1).tolist()}
+    enlarged = {2 * UP_REACH + i for i in torch.nonzero(upsample(impulse, factor).view(-1)).view(-1).tolist()}
     # Fine voxel j has its centre at coarse (j − 1/2)/2; four coarse voxels lie within two of it.
     assert enlarged == {j for j in range(4, 44) if abs((j - 0.5) / 2 - place) < 2}
 
@@ -97,16 +93,20 @@ def test_values_do_not_depend_on_where_in_which_array_they_are_computed(data, fa
         assert torch.equal(done, operator(whole, factor)[(..., *box)])
 
 
-def stage_of(factor: tuple[int, ...], back_projections: int, radius: int) -> Stage:
-    layers = architecture("fast", factor, "zyx").stages[0].layers
+def stage_of(factor: tuple[int, ...], back_projections: int, radius: int, how: Degradation = CUBIC) -> Stage:
     spec = StageSpec(
-        factor=factor, layers=layers, back_projections=back_projections, kernel_radius=radius, ensemble=False
+        factor=factor,
+        layers=architecture("fast", factor, "zyx").stages[0].layers,
+        back_projections=back_projections,
+        kernel_radius=radius,
+        ensemble=False,
+        degradation=how,
     )
     return Stage(spec, "zyx").double()
 
 
 def formal(back_projections: int) -> int:
-    return KERNEL_STEP * (back_projections - 1)
+    return CUBIC.step * (back_projections - 1)
 
 
 @pytest.mark.parametrize(
@@ -129,9 +129,40 @@ def test_back_projections_on_the_coarse_grid_equal_the_iteration_on_the_fine_gri
     at_once = stage_of(factor, back_projections, formal(back_projections)).correct(coarse, first)
     # Every iteration carries the border's error four coarse voxels further in.
     border = 2 * 4 * back_projections
-    lost = 2 * (2 * CUBIC_REACH + formal(back_projections))
+    lost = 2 * (2 * UP_REACH + formal(back_projections))
     expected = without_border(iterated, border, factor)
     torch.testing.assert_close(without_border(at_once, border - lost, factor), expected, rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize(("factor", "shape"), [((2, 2, 2), (24, 26, 28)), ((1, 2, 2), (3, 40, 42))])
+def test_so_they_do_for_every_degradation(how, factor, shape):
+    coarse = random_tensor(shape, seed=1)
+    stage = stage_of(factor, 3, how.step * 2, how).float()
+    first = torch.from_numpy(cubic(coarse[0, 0].numpy(), factor, how))[None, None]
+    iterated = torch.from_numpy(cubic_back_projected(coarse[0, 0].numpy(), factor, how, iterations=3))[None, None]
+    at_once = stage.correct(coarse, first)
+    lost = tuple((n - m) // 2 for n, m in zip(iterated.shape[2:], at_once.shape[2:], strict=True))
+    assert min(at_once.shape[2:]) >= 3
+    core = iterated[(..., *(slice(m, n - m) for n, m in zip(iterated.shape[2:], lost, strict=True)))]
+    torch.testing.assert_close(at_once, core, rtol=0, atol=2e-6)
+
+
+def test_every_other_point_is_kept_and_returned():
+    point = Degradation(kind="point")
+    fine = random_tensor((16, 16, 16))
+    coarse = degrade(fine, (2, 1, 2), point)
+    assert torch.equal(coarse, fine[:, :, ::2, :, ::2])
+    again = upsample(coarse, (2, 1, 2), point)
+    assert torch.equal(again[:, :, ::2, :, ::2], coarse[:, :, 2:-2, :, 2:-2])
+
+
+def test_a_straight_line_is_interpolated_where_the_samples_are():
+    line = torch.arange(20.0).view(1, 1, 1, 1, 20)
+    area, point = (upsample(line, (1, 1, 2), Degradation(kind=k)).view(-1).tolist() for k in ("box", "point"))
+    assert area == [2 + (i - 0.5) / 2 for i in range(32)]
+    assert point == [2 + i / 2 for i in range(32)]
+    assert degrade(line, (1, 1, 2), Degradation(kind="box")).view(-1).tolist() == [2 * i + 0.5 for i in range(10)]
 
 
 def test_back_projecting_an_ensemble_and_then_its_mean_equals_as_many_back_projections_of_the_mean():
@@ -188,7 +219,7 @@ def test_cutting_the_kernel_changes_the_volume_by_less_than_the_tolerance_of_the
     cut = stage_of(factor, n, radius).correct(coarse, first)
     border = (cut.shape[-1] - whole.shape[-1]) // 2
     # The residual is the coarse volume here; cubic interpolation overshoots by what its taps' magnitudes add up to.
-    overshoot = np.abs(upsample_taps()).sum() ** 2
+    overshoot = np.abs(CUBIC.up[0]).sum() ** 2
     assert (without_border(cut, border, factor) - whole).abs().max() <= tolerance * overshoot * coarse.abs().max()
 
 

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from svision_dask import baselines
+from svision_dask.degradation import Degradation
 from svision_dask.errors import SampleError, UsageError
 from svision_dask.exam import Exam
 from svision_dask.geometry import Grid
@@ -212,6 +214,28 @@ def test_back_projection_is_believed_where_there_is_no_noise_and_not_where_there
     assert noisy.stages[0].damping < 0.1
 
 
+@pytest.mark.parametrize("kind", ["box", "point"])
+def test_it_pays_to_know_how_the_coarse_voxels_came_about(kind):
+    box = (slice(0, 64), slice(0, 128), slice(0, 128))
+    fine = Phantom(shape=(64, 128, 128), seed=1).expected(box, 1).astype(np.float32)
+    coarse = baselines.reduced(fine, 2, Degradation(kind=kind))
+    knowing, not_knowing = (train(volume_of(coarse), degrade=k, steps=150) for k in (kind, "cubic"))
+    assert knowing.provenance["degradation"] == kind
+    assert squared_error(refined(knowing, coarse), fine) < 0.95 * squared_error(refined(not_knowing, coarse), fine)
+    cubic = baselines.cubic(coarse, 2, Degradation(kind=kind))
+    assert squared_error(refined(knowing, coarse), fine) < 0.7 * squared_error(cubic, fine)
+
+
+def test_a_known_psf_sets_the_scale_and_can_be_undone():
+    volume = as_volume(Phantom(shape=(48, 96, 96), seed=1), "expected", factor=2)
+    spacing = np.array(volume.grid.spacing)
+    narrow, wide = (train(volume, psf=tuple(width * spacing), steps=1).provenance for width in (1, 3))
+    assert wide["psf_fwhm"] == pytest.approx((3, 3, 3), rel=0.01)
+    assert all(1 < a < b < 1.7 for a, b in zip(narrow["zoom"][0], wide["zoom"][0], strict=True))
+    undone = train(volume, psf=tuple(1.5 * spacing), degrade="psf", factor=4, steps=1)
+    assert [stage.spec.degradation.kind for stage in undone.stages] == ["psf", "cubic"]
+
+
 @pytest.mark.parametrize("preset", ["fast", "best", "paper"])
 def test_the_architecture_is_known_before_training(preset):
     model = train(smooth_volume((24, 28), "yx"), preset=preset, steps=1)
@@ -233,7 +257,7 @@ def test_training_fits_one_pass_also_where_an_ensemble_is_used_later():
         np.random.default_rng(0).standard_normal((1, 1, 40, 40), dtype=np.float32),
         factor=spec.factor,
         margin=Exam.margin_of(stage),
-        zoom=(1.0, 1.0, 1.0),
+        zooms=[(1.0, 1.0, 1.0)],
         noise=[Noise(floor=0.0, gain=0.0)],
         offsets=[0.0],
         scales=[1.0],

@@ -5,8 +5,9 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from svision_dask.noise_estimate import SILENT, Noise
+from svision_dask.psf import gaussian_psf
 from svision_dask.simulate import Phantom
-from svision_dask.zoom import SHARE, matched_zoom
+from svision_dask.zoom import SHARE, SPREAD, around, matched_zoom, psf_zoom
 
 
 def blurred(sigma: tuple[float, float, float], shape=(48, 96, 96), seed: int = 0) -> np.ndarray:
@@ -55,3 +56,21 @@ def test_a_phantom_measured_is_enlarged_like_its_expectation():
 def test_small_and_constant_volumes_have_a_zoom_too(shape, factor):
     for voxels in (np.full(shape, 7, np.float32), blurred((0.5, 0.5, 0.5), shape)):
         assert all(1 <= zoom <= 1 + SHARE for zoom in matched_zoom(voxels[None], factor, [SILENT]))
+
+
+def test_the_wider_the_psf_the_larger_its_zoom():
+    zooms = [psf_zoom(gaussian_psf((1, width, width)), (1, 2, 2)) for width in (0.5, 1, 2, 4)]
+    assert [z for z, _, _ in zooms] == [1.0] * 4
+    for axis in (1, 2):
+        assert sorted(zoom[axis] for zoom in zooms) == [zoom[axis] for zoom in zooms]
+    assert zooms[0][1] < 1.1
+    assert zooms[-1][1] > 1 + 0.95 * SHARE
+
+
+def test_scales_beside_a_zoom_keep_what_is_not_refined_and_never_reduce():
+    assert around((1.0, 1.0, 1.0)) == ((1.0, 1.0, 1.0),)
+    scales = around((1.0, 1.4, 1.05))
+    assert len(scales) == 3
+    assert {z for z, _, _ in scales} == {1.0}
+    assert sorted(y for _, y, _ in scales) == pytest.approx([1.4 - SPREAD, 1.4, 1.4 + SPREAD])
+    assert min(x for _, _, x in scales) == 1.0
