@@ -6,7 +6,8 @@ Run ``python benchmarks/quality.py``; it writes ``benchmarks/results/quality.jso
 network of ``best`` trained on true pairs from the other half of the volume: what no self-supervised training can know.
 
 PSNR and SSIM are for a data range of 1, with two border voxels left out. *clipped* is the PSNR of the result clipped
-to 0..1 against the truth that is not: the convention of the published figures.
+to 0..1 against the truth that is not: the convention of the published figures. The FSC resolution is the period, in
+fine voxels, of the finest detail shared with the truth.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ import torch
 from environment import environment
 from volumes import TUNING, VOLUMES, Case
 
+from svision_dask.architecture import Preset, StageSpec
 from svision_dask.baselines import cubic, cubic_back_projected
 from svision_dask.exam import Exam
 from svision_dask.geometry import Grid
-from svision_dask.metrics import psnr, ssim
+from svision_dask.metrics import fsc_resolution, psnr, ssim
 from svision_dask.model import Model, Normalisation
 from svision_dask.pairs import Pairs, Scale
 from svision_dask.stage import Stage
@@ -42,6 +44,11 @@ RESULTS = Path(__file__).parent / "results"
 PRESETS = ("paper", "fast", "best")
 METHODS = ("cubic", "cubic + BP", *PRESETS, "oracle")
 SEEDS = (0, 1, 2)
+JUDGED = {
+    "beads ×4": ("recall", "precision", "fwhm_lateral", "fwhm_axial"),
+    "dendrite": ("spines", "spines_found"),
+}
+"""What else is measured on single volumes; see ``spots.py``."""
 
 
 def measure(case: Case, method: str, seed: int) -> Row:
@@ -55,6 +62,8 @@ def measure(case: Case, method: str, seed: int) -> Row:
         "psnr": psnr(fine, case.truth, data_range=1),
         "clipped": psnr(fine.clip(0, 1), case.truth, data_range=1),
         "ssim": ssim(fine, case.truth, data_range=1),
+        "fsc": fsc_resolution(fine, case.truth),
+        **case.judge(fine),
         "train_seconds": round(trained - started, 1),
         "enhance_seconds": round(seconds, 2),
         **notes,
@@ -63,46 +72,48 @@ def measure(case: Case, method: str, seed: int) -> Row:
 
 def _made(case: Case, method: str, seed: int) -> tuple[Callable[[], Voxels], Row]:
     if method == "cubic":
-        return lambda: cubic(case.coarse, case.factor), {}
+        return lambda: cubic(case.coarse, case.factor, case.how), {}
     if method == "cubic + BP":
         return lambda: _better_projected(case), {}
     if method == "oracle":
         halves = _oracle(case, seed)
         return lambda: _joined(case, halves), {}
-    model = train(as_volume(case.coarse), factor=case.factor, preset=method, seed=seed)  # type: ignore[arg-type]
+    preset: Preset = method  # type: ignore[assignment]  # the other methods are above
+    model = train(as_volume(case.coarse), factor=case.factor, preset=preset, seed=seed, degrade=case.how.kind)
     notes = {key: model.provenance[key] for key in ("zoom", "noise", "verdict", "self_check")}
     return lambda: refined(model, case.coarse), {**notes, "damping": [stage.damping for stage in model.stages]}
 
 
 def _better_projected(case: Case) -> Voxels:
     """Clamped at 0 or not, whichever is closer to the truth: the stronger baseline."""
-    both = [cubic_back_projected(case.coarse, case.factor, clamp=clamp) for clamp in (False, True)]
+    both = [cubic_back_projected(case.coarse, case.factor, case.how, clamp=clamp) for clamp in (False, True)]
     return max(both, key=lambda fine: psnr(fine, case.truth, data_range=1))
 
 
 def _oracle(case: Case, seed: int) -> list[Model]:
     """Train on the true pairs of either half of the longest axis."""
-    (spec,) = (design := design_for("zyx", (case.factor,) * 3, preset="best")).stages
+    design = design_for("zyx", (case.factor,) * 3, preset="best", degradation=case.how)
+    (spec,) = design.stages
     models = []
     for half in (0, 1):
         coarse, fine = _half(case.coarse, case, half), _half(case.truth, case, half)
         offset, scale = float(coarse.mean()), float(coarse.std())
         stage = Stage(spec, "zyx")
-        pairs = _true_pairs((coarse - offset) / scale, (fine - offset) / scale, Exam.margin_of(stage), spec.factor)
+        pairs = _true_pairs((coarse - offset) / scale, (fine - offset) / scale, Exam.margin_of(stage), spec)
         train_stage(stage, pairs, SETTINGS["best"], seed=seed, report=lambda step, loss: None)
         constants = (Normalisation(offset=offset, scale=scale),)
         models.append(Model(architecture=design, stages=(stage,), normalisation=constants))
     return models
 
 
-def _true_pairs(coarse: Voxels, fine: Voxels, margin: tuple[int, ...], factor: tuple[int, ...]) -> Pairs:
+def _true_pairs(coarse: Voxels, fine: Voxels, margin: tuple[int, ...], spec: StageSpec) -> Pairs:
     scale = Scale(
         coarse=torch.from_numpy(mirror_pad(coarse, margin))[None, None],
         fine=torch.from_numpy(np.ascontiguousarray(fine))[None, None],
         missing_noise=(0.0, 0.0),
         shift=0.0,
     )
-    return Pairs(scales=(scale,), margin=margin, factor=factor)
+    return Pairs(scales=(scale,), margin=margin, factor=spec.factor, how=spec.degradation)
 
 
 def _joined(case: Case, models: Sequence[Model]) -> Voxels:
@@ -146,15 +157,35 @@ def table(rows: Mapping[str, Row]) -> str:
             if any(cells):
                 lines.append(f"| {name} | " + " | ".join(cell or "–" for cell in cells) + " |")
         lines.append("")
-    return "\n".join([*lines, "PSNR ± half its range over the seeds / clipped / SSIM, then seconds of training.", ""])
+    legend = "PSNR ± half its range over the seeds / clipped / SSIM / FSC resolution, then seconds of training."
+    return "\n".join([*lines, legend, "", *_judged(rows)])
+
+
+def _judged(rows: Mapping[str, Row]) -> Iterable[str]:
+    """Beads and spines, which few volumes have."""
+    for volume, keys in JUDGED.items():
+        yield from (
+            f"## {volume}: {', '.join(keys)}",
+            "",
+            "| method | " + " | ".join(keys) + " |",
+            "|---" * (len(keys) + 1) + "|",
+        )
+        for method in METHODS:
+            measured = [r for r in rows.values() if (r["volume"], r["method"]) == (volume, method)]
+            if measured:
+                means = (f"{statistics.fmean(r[key] for r in measured):.3g}" for key in keys)
+                yield f"| {method} | " + " | ".join(means) + " |"
+        yield ""
 
 
 def _cell(rows: Sequence[Row]) -> str:
     if not rows:
         return ""
-    mean = {key: statistics.fmean(row[key] for row in rows) for key in ("psnr", "clipped", "ssim", "train_seconds")}
+    keys = ("psnr", "clipped", "ssim", "fsc", "train_seconds")
+    mean = {key: statistics.fmean(row[key] for row in rows) for key in keys}
     half = (max(row["psnr"] for row in rows) - min(row["psnr"] for row in rows)) / 2
-    text = f"{mean['psnr']:.2f}{f' ± {half:.2f}' if len(rows) > 1 else ''} / {mean['clipped']:.2f} / {mean['ssim']:.3f}"
+    spread = f" ± {half:.2f}" if len(rows) > 1 else ""
+    text = f"{mean['psnr']:.2f}{spread} / {mean['clipped']:.2f} / {mean['ssim']:.3f} / {mean['fsc']:.1f}"
     return text + (f", {mean['train_seconds']:.0f} s" if mean["train_seconds"] >= 1 else "")
 
 

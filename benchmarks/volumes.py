@@ -1,7 +1,8 @@
 """The volumes that quality is measured on: a truth, and the coarse volume made from it.
 
-A real volume is its own truth: it is reduced by the antialiased cubic kernel, and the reduction is enhanced. Truths are
-scaled so that their 0.1 and 99.9 percentiles are 0 and 1. The phantom and the beads have a truth without noise.
+A real volume is its own truth: it is reduced by the antialiased cubic kernel, by binning (*box*), or by leaving out
+every other position (*point*), and what is left is enhanced. Truths are scaled so that their 0.1 and 99.9 percentiles
+are 0 and 1. The phantom, the beads and the rods have a truth without noise.
 
 ``TUNING`` volumes were looked at while presets were decided; ``UNTOUCHED`` ones were not, but for one early trial of
 zooms on the Golgi. Both halves are reported.
@@ -11,14 +12,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import gaussian_filter
+from spots import judge_beads, judge_spines
 from tifffile import imread
 
 from svision_dask.baselines import reduced
+from svision_dask.degradation import CUBIC, Degradation, Degrade
 from svision_dask.simulate import Phantom
 
 Voxels = npt.NDArray[np.float32]
@@ -26,6 +30,9 @@ Voxels = npt.NDArray[np.float32]
 DATA = Path(os.environ.get("SVISION_DATA", Path(__file__).parents[2] / "shared" / "data"))
 OUTLIERS = (0.1, 99.9)
 PHANTOM_SHAPE = (96, 256, 256)
+BEAD_SIGMAS = (2.5, 1.0, 1.0)
+"""Of the PSF of beads and rods, in fine voxels."""
+DENDRITE = "2p_dendrite_rr30a_tp0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,20 +42,32 @@ class Case:
     coarse: Voxels
     truth: Voxels
     factor: int
+    how: Degradation = CUBIC
+    """How the coarse volume came about, which methods may know."""
+    judge: Callable[[Voxels], Mapping[str, float]] = lambda fine: {}
+    """What else to measure on an enhanced volume."""
 
 
-def _scaled(path: str, crop: tuple[slice, ...] = (), channel: int | None = None) -> Case:
+def _scaled(path: str, crop: tuple[slice, ...], channel: int | None, kind: Degrade) -> Case:
     voxels = imread(DATA / path).squeeze().astype(np.float32)
     if channel is not None:
         voxels = voxels[:, channel]
     low, high = np.percentile(voxels, OUTLIERS)
     truth = ((voxels - low) / (high - low))[crop]
     truth = np.ascontiguousarray(truth[tuple(slice(0, n // 2 * 2) for n in truth.shape)], np.float32)
-    return Case(coarse=reduced(truth, 2), truth=truth, factor=2)
+    how = Degradation(kind=kind)
+    return Case(coarse=reduced(truth, 2, how), truth=truth, factor=2, how=how)
 
 
-def _real(path: str, crop: tuple[slice, ...] = (), channel: int | None = None) -> Callable[[], Case]:
-    return lambda: _scaled(path, crop, channel)
+def _real(
+    path: str, crop: tuple[slice, ...] = (), channel: int | None = None, kind: Degrade = "cubic"
+) -> Callable[[], Case]:
+    return lambda: _scaled(path, crop, channel, kind)
+
+
+def _dendrite() -> Case:
+    case = _scaled(f"{DENDRITE}/rr30a_tp0_ch2.ome.tif", (slice(None), slice(128, 640), slice(128, 640)), None, "cubic")
+    return replace(case, judge=lambda fine: judge_spines(fine, (0, 128, 128), DATA / DENDRITE / "spines.csv"))
 
 
 def _phantom(seed: int, photons: int) -> Callable[[], Case]:
@@ -64,14 +83,38 @@ def _phantom(seed: int, photons: int) -> Callable[[], Case]:
 def _beads() -> Case:
     """Read the published script's beads; their coarse volume was scaled to its own maximum (README there)."""
     fine, coarse = (imread(DATA / f"beads_simulated/beads_{n}.ome.tif").squeeze() for n in ("fine", "coarse_x4"))
-    return Case(coarse=coarse.astype(np.float32) * np.float32(0.3114 / 255), truth=fine / np.float32(255), factor=4)
+    truth = fine / np.float32(255)
+    coarse = coarse.astype(np.float32) * np.float32(0.3114 / 255)
+    return Case(coarse=coarse, truth=truth, factor=4, judge=lambda enhanced: judge_beads(enhanced, truth))
+
+
+def _rods() -> Case:
+    truth = rods()
+    return Case(coarse=reduced(truth, 4), truth=truth, factor=4)
+
+
+def rods(seed: int = 0, shape: tuple[int, int, int] = (60, 512, 512), count: int = 500) -> Voxels:
+    """Make rods of 6 to 24 voxels in any direction, seen through the PSF of the beads, as the paper's Table S1 has."""
+    rng = np.random.default_rng(seed)
+    volume = np.zeros(shape, np.float32)
+    for _ in range(count):
+        direction = rng.standard_normal(3)
+        direction /= np.linalg.norm(direction)
+        steps = np.arange(rng.uniform(6, 24), step=0.25)[:, None]
+        points = np.round(rng.uniform(0, shape) + steps * direction).astype(int)
+        inside = points[((points >= 0) & (points < shape)).all(axis=1)]
+        volume[tuple(inside.T)] = 1
+    blurred = gaussian_filter(volume, BEAD_SIGMAS)
+    return np.asarray(blurred / blurred.max(), np.float32)
 
 
 TUNING: Mapping[str, Callable[[], Case]] = {
     "nuclei": _real("lsfm_nuclei_c5/c5image.ome.tif"),
     "fly brain": _real("flybrain/flybrain.ome.tif"),
-    "dendrite": _real("2p_dendrite_rr30a_tp0/rr30a_tp0_ch2.ome.tif", (slice(None), slice(128, 640), slice(128, 640))),
+    "dendrite": _dendrite,
     "beads ×4": _beads,
+    "nuclei, box": _real("lsfm_nuclei_c5/c5image.ome.tif", kind="box"),
+    "nuclei, point": _real("lsfm_nuclei_c5/c5image.ome.tif", kind="point"),
     "fly embryo": _real("lsfm_drosophila_embryo/droso_test.ome.tif"),
     "envelopes": _real("neubias_cells/xyz_nuclear_envelope_drosophila.tif"),
     "brain cells": _real("brain_cells_cellfinder/crop_ch0_signal.ome.tif"),
@@ -80,6 +123,11 @@ TUNING: Mapping[str, Callable[[], Case]] = {
 }
 UNTOUCHED: Mapping[str, Callable[[], Case]] = {
     "golgi": _real("neubias_cells/xyz_calibrated_16bit__golgi_bfa.tif"),
+    "golgi, box": _real("neubias_cells/xyz_calibrated_16bit__golgi_bfa.tif", kind="box"),
+    "golgi, point": _real("neubias_cells/xyz_calibrated_16bit__golgi_bfa.tif", kind="point"),
+    "fly brain, box": _real("flybrain/flybrain.ome.tif", kind="box"),
+    "fly brain, point": _real("flybrain/flybrain.ome.tif", kind="point"),
+    "rods ×4": _rods,
     "ovule": _real("plant_ovule/ovule_1135_mini.ome.tif"),
     "chromosomes": _real("neubias_cells/xyz_8bit__chromosomes.tif"),
     "spots, channel 0": _real("neubias_cells/xyzc_16bit__spots.tif", channel=0),
