@@ -24,12 +24,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from environment import environment
-from volumes import TUNING, VOLUMES, Case
+from volumes import DECIMATED, TUNING, UNTOUCHED, VOLUMES, Case
 
 from svision_dask.architecture import Preset, StageSpec
 from svision_dask.baselines import cubic, cubic_back_projected
 from svision_dask.exam import Exam
-from svision_dask.geometry import Grid
+from svision_dask.geometry import Grid, parse_factor
 from svision_dask.metrics import fsc_resolution, psnr, ssim
 from svision_dask.model import Model, Normalisation
 from svision_dask.pairs import Pairs, Scale
@@ -43,6 +43,9 @@ Row = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
 PRESETS = ("paper", "fast", "best")
 METHODS = ("cubic", "cubic + BP", *PRESETS, "oracle")
+AXIAL = ("cubic", "cubic + BP", "fast", "axial", "best axial")
+"""Where planes were left out; the axial rows are the presets with ``--axial``."""
+EVERY = tuple(dict.fromkeys((*METHODS, *AXIAL)))
 SEEDS = (0, 1, 2)
 JUDGED = {
     "beads ×4": ("recall", "precision", "fwhm_lateral", "fwhm_axial"),
@@ -78,8 +81,15 @@ def _made(case: Case, method: str, seed: int) -> tuple[Callable[[], Voxels], Row
     if method == "oracle":
         halves = _oracle(case, seed)
         return lambda: _joined(case, halves), {}
-    preset: Preset = method  # type: ignore[assignment]  # the other methods are above
-    model = train(as_volume(case.coarse), factor=case.factor, preset=preset, seed=seed, degrade=case.how.kind)
+    preset: Preset = {"axial": "fast", "best axial": "best"}.get(method, method)  # type: ignore[assignment]
+    model = train(
+        as_volume(case.coarse),
+        factor=case.factor,
+        preset=preset,
+        seed=seed,
+        degrade=case.how.kind,
+        axial="axial" in method,
+    )
     notes = {key: model.provenance[key] for key in ("zoom", "noise", "verdict", "self_check")}
     return lambda: refined(model, case.coarse), {**notes, "damping": [stage.damping for stage in model.stages]}
 
@@ -92,7 +102,7 @@ def _better_projected(case: Case) -> Voxels:
 
 def _oracle(case: Case, seed: int) -> list[Model]:
     """Train on the true pairs of either half of the longest axis."""
-    design = design_for("zyx", (case.factor,) * 3, preset="best", degradation=case.how)
+    design = design_for("zyx", parse_factor(case.factor, "zyx"), preset="best", degradation=case.how)
     (spec,) = design.stages
     models = []
     for half in (0, 1):
@@ -148,11 +158,15 @@ def as_volume(voxels: Voxels) -> Volume:
 def table(rows: Mapping[str, Row]) -> str:
     """Write mean and spread over the seeds as Markdown, both halves of the volumes apart."""
     lines = ["# Quality", "", *(__doc__ or "").strip().splitlines()[2:], ""]
-    for title, names in (("Tuning half", TUNING), ("Untouched half", [v for v in VOLUMES if v not in TUNING])):
-        lines += [f"## {title}", "", "| volume | " + " | ".join(METHODS) + " |", "|---" * (len(METHODS) + 1) + "|"]
+    for title, names, methods in (
+        ("Tuning half", TUNING, METHODS),
+        ("Untouched half", UNTOUCHED, METHODS),
+        ("Every 4th plane", DECIMATED, AXIAL),
+    ):
+        lines += [f"## {title}", "", "| volume | " + " | ".join(methods) + " |", "|---" * (len(methods) + 1) + "|"]
         for name in names:
             cells = [
-                _cell([row for row in rows.values() if (row["volume"], row["method"]) == (name, m)]) for m in METHODS
+                _cell([row for row in rows.values() if (row["volume"], row["method"]) == (name, m)]) for m in methods
             ]
             if any(cells):
                 lines.append(f"| {name} | " + " | ".join(cell or "–" for cell in cells) + " |")
@@ -192,7 +206,9 @@ def _cell(rows: Sequence[Row]) -> str:
 def _wanted(given: argparse.Namespace, done: Mapping[str, Row]) -> Iterable[tuple[str, str, int]]:
     for name in given.volumes:
         for method in given.methods:
-            for seed in given.seeds if method in (*PRESETS, "oracle") else (0,):
+            if method not in (AXIAL if name in DECIMATED else METHODS):
+                continue
+            for seed in given.seeds if not method.startswith("cubic") else (0,):
                 if given.again or f"{name}, {method}, {seed}" not in done:
                     yield name, method, seed
 
@@ -202,14 +218,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=RESULTS / "quality.json")
     parser.add_argument("--volumes", nargs="+", default=list(VOLUMES), choices=list(VOLUMES))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=list(EVERY), choices=EVERY)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--again", action="store_true")
     given = parser.parse_args()
     rows = json.loads(given.output.read_text())["rows"] if given.output.exists() else {}
     for name, method, seed in _wanted(given, rows):
         case = VOLUMES[name]()
-        if method == "oracle" and case.factor != 2:
+        if method == "oracle" and max(parse_factor(case.factor, "zyx")) > 2:
             continue
         row = {"volume": name, "method": method, "seed": seed, **measure(case, method, seed)}
         rows[f"{name}, {method}, {seed}"] = row

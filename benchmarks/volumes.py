@@ -23,6 +23,7 @@ from tifffile import imread
 
 from svision_dask.baselines import reduced
 from svision_dask.degradation import CUBIC, Degradation, Degrade
+from svision_dask.geometry import Factor
 from svision_dask.simulate import Phantom
 
 Voxels = npt.NDArray[np.float32]
@@ -41,28 +42,36 @@ class Case:
 
     coarse: Voxels
     truth: Voxels
-    factor: int
+    factor: Factor
     how: Degradation = CUBIC
     """How the coarse volume came about, which methods may know."""
     judge: Callable[[Voxels], Mapping[str, float]] = lambda fine: {}
     """What else to measure on an enhanced volume."""
 
 
-def _scaled(path: str, crop: tuple[slice, ...], channel: int | None, kind: Degrade) -> Case:
+def _scaled(
+    path: str, crop: tuple[slice, ...], channel: int | None, kind: Degrade, factor: tuple[int, int, int] = (2, 2, 2)
+) -> Case:
     voxels = imread(DATA / path).squeeze().astype(np.float32)
     if channel is not None:
         voxels = voxels[:, channel]
     low, high = np.percentile(voxels, OUTLIERS)
     truth = ((voxels - low) / (high - low))[crop]
-    truth = np.ascontiguousarray(truth[tuple(slice(0, n // 2 * 2) for n in truth.shape)], np.float32)
+    even = tuple(slice(0, n // f * f) for n, f in zip(truth.shape, factor, strict=True))
+    truth = np.ascontiguousarray(truth[even], np.float32)
     how = Degradation(kind=kind)
-    return Case(coarse=reduced(truth, 2, how), truth=truth, factor=2, how=how)
+    return Case(coarse=reduced(truth, factor, how), truth=truth, factor=factor, how=how)
 
 
 def _real(
     path: str, crop: tuple[slice, ...] = (), channel: int | None = None, kind: Degrade = "cubic"
 ) -> Callable[[], Case]:
     return lambda: _scaled(path, crop, channel, kind)
+
+
+def _decimated(path: str, crop: tuple[slice, ...] = (), channel: int | None = None) -> Callable[[], Case]:
+    """Leave out three of four planes, as a stack of coarse steps does."""
+    return lambda: _scaled(path, crop, channel, "point", (4, 1, 1))
 
 
 def _dendrite() -> Case:
@@ -140,4 +149,13 @@ UNTOUCHED: Mapping[str, Callable[[], Case]] = {
     "phantom 1, 200 photons": _phantom(1, 200),
     "phantom 2, 1000 photons": _phantom(2, 1000),
 }
-VOLUMES = {**TUNING, **UNTOUCHED}
+DECIMATED: Mapping[str, Callable[[], Case]] = {
+    "golgi, every 4th plane": _decimated("neubias_cells/xyz_calibrated_16bit__golgi_bfa.tif"),
+    "nuclei, every 4th plane": _decimated("lsfm_nuclei_c5/c5image.ome.tif"),
+    "fly brain, every 4th plane": _decimated("flybrain/flybrain.ome.tif"),
+    "ovule, every 4th plane": _decimated("plant_ovule/ovule_1135_mini.ome.tif"),
+    "beads, confocal, every 4th plane": _decimated("beads_measured/beads_confocal_mpi.tif"),
+    "bead, widefield, every 4th plane": _decimated("beads_measured/bead_dlab_25pct.tif"),
+}
+"""For axial refinement; the first two were looked at while it was made."""
+VOLUMES = {**TUNING, **UNTOUCHED, **DECIMATED}

@@ -58,6 +58,13 @@ class StageSpec:
     """Whether the network's output is the mean over the lateral flips and rotations."""
     degradation: Degradation = CUBIC
     """How coarse voxels came about; training and back projection assume it."""
+    axial: bool = False
+    """Whether the network looks along z and x only, and its output is the mean of that and of z and y."""
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the network runs more than once."""
+        return self.ensemble or self.axial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +119,10 @@ class Architecture:
             if widest >= TENSOR_LIMIT:
                 raise ValueError(f"a tensor of {widest} bytes reaches the limit of {TENSOR_LIMIT}")
             # The coarse voxels; of an ensemble also their turned copy, and the running mean.
-            kept = 1 + (1 + phases) * stage.ensemble
+            kept = 1 + (1 + phases) * stage.averaged
             # The fine voxels are stacked, interleaved and corrected: up to three and a half of them at once.
-            peak = max(peak, plane * kept + max(_network_bytes(stage.layers, size, self.axes), 4 * phases * plane))
+            network = _network_bytes(stage.layers, size, network_axes(stage, self.axes))
+            peak = max(peak, plane * kept + max(network, 4 * phases * plane))
             reach = stage_reach(stage, self.axes)
             size = tuple(f * (n - 2 * r) for n, r, f in zip(size, reach, stage.factor, strict=True))
         return peak + peak // 3  # the allocator leaves holes between tensors below 32 MiB
@@ -144,6 +152,7 @@ class Architecture:
                     kernel_radius=_bounded(stage["kernel_radius"], 0, MAX_KERNEL),
                     ensemble=_truth(stage["ensemble"]),
                     degradation=Degradation.from_json(stage["degradation"]),
+                    axial=_truth(stage["axial"]),
                 )
                 for stage in value["stages"]
             )
@@ -160,6 +169,11 @@ class Architecture:
             reason = f"{type(error).__name__} {error}"
             raise ModelError(f"model architecture: {reason}; this version cannot build it. Train it anew.") from error
         return made
+
+
+def network_axes(stage: StageSpec, axes: str) -> str:
+    """Tell the axes that one run of the network looks along."""
+    return "zx" if stage.axial else axes
 
 
 def stage_reach(stage: StageSpec, axes: str) -> Shape:
@@ -180,6 +194,7 @@ def architecture(
     *,
     kernel_radius: int | None = None,
     degradation: Degradation = CUBIC,
+    axial: bool = False,
 ) -> Architecture:
     """Build the architecture of a preset.
 
@@ -198,12 +213,16 @@ def architecture(
         Where to cut the kernel of repeated back projection; by default, and at most, its formal reach.
     degradation
         How coarse voxels came about.
+    axial
+        Whether z alone is refined, by a network that looks along z and one lateral axis at a time.
 
     Raises
     ------
     UsageError
-        If there is no such preset, or z is to be refined where there is none.
+        If there is no such preset, z is to be refined where there is none, or more than z is to be refined axially.
     """
+    if axial and (axes != "zyx" or tuple(factor[1:]) != (1, 1)):
+        raise UsageError(f"factor {tuple(factor)} for axes {axes}: axial refines z and nothing else. Use --factor z=2.")
     if "z" not in axes and factor[0] != 1:
         raise UsageError(f"factor {tuple(factor)} for axes {axes}: there is no z to refine; its factor must be 1.")
     if preset not in PRESETS:
@@ -222,6 +241,7 @@ def architecture(
                 kernel_radius=formal if kernel_radius is None else min(kernel_radius, formal),
                 ensemble=preset == "paper",
                 degradation=how,
+                axial=axial,
             )
         )
     return Architecture(axes=axes, stages=tuple(stages))
@@ -285,7 +305,7 @@ def _parameters(stage: StageSpec, axes: str) -> int:
     widths = (1, *(layer.channels for layer in stage.layers))
     slopes = sum(widths[1:-1])
     return slopes + sum(
-        outputs * (inputs // layer.groups * math.prod([layer.kernel] * len(axes)) + 1)
+        outputs * (inputs // layer.groups * math.prod([layer.kernel] * len(network_axes(stage, axes))) + 1)
         for layer, (inputs, outputs) in zip(stage.layers, pairwise(widths), strict=True)
     )
 
@@ -297,6 +317,8 @@ def _check_stage(stage: StageSpec, axes: str) -> None:
         raise ValueError(f"factor {stage.factor} for axes {axes}")
     if not stage.kernel_radius <= _formal_radius(stage.back_projections, stage.degradation) <= MAX_KERNEL:
         raise ValueError(f"kernel radius {stage.kernel_radius} for {stage.back_projections} back projections")
+    if stage.axial and (stage.factor != (2, 1, 1) or axes != "zyx"):
+        raise ValueError(f"axial with factor {stage.factor} for axes {axes}")
     if stage.layers[-1].channels != math.prod(stage.factor) or math.prod(stage.factor) == 1:
         raise ValueError(f"last layer of {stage.layers[-1].channels} channels for factor {stage.factor}")
     inputs = 1

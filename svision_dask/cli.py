@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 Given = dict[str, Any]
 """What was given for the options of a command, by name."""
-LEARNING = ("factor", "preset", "sample", "degrade", "psf", "seed", "steps", "halo")
+LEARNING = ("factor", "axial", "preset", "sample", "degrade", "psf", "seed", "steps", "halo")
 """Options that a trained model has settled already."""
 KERNELS = (".tif", ".tiff", ".npy", ".mat")
 """Files that a measured PSF may come in."""
@@ -53,6 +53,7 @@ learning = _options(
     click.option(
         "--factor", default="2", show_default=True, help="How many times finer, 1, 2 or 4: 2, 1,2,2 or z=1,y=2,x=2."
     ),
+    click.option("--axial", is_flag=True, help="Refine z only, by what the sharper lateral planes teach."),
     click.option(
         "--preset",
         type=click.Choice(PRESETS),
@@ -261,11 +262,19 @@ def _design(volume: Volume, given: Given) -> Architecture:
     tolerance = parse_tolerance(given["halo"], option="--halo")
     factor = parse_factor(_factor(given), volume.grid.axes)
     how = degradation_of(given["degrade"], find_psf(_psf(given), volume.grid))
-    return design_for(volume.grid.axes, factor, preset=given["preset"], tolerance=tolerance, degradation=how)
+    return design_for(
+        volume.grid.axes,
+        factor,
+        preset=given["preset"],
+        tolerance=tolerance,
+        degradation=how,
+        axial=given["axial"],
+    )
 
 
 def _factor(given: Given) -> Any:
-    return parse_numbers(given["factor"], option="--factor")
+    factor = parse_numbers(given["factor"], option="--factor")
+    return {"z": factor} if given["axial"] and isinstance(factor, int | float) else factor
 
 
 def _psf(given: Given) -> Any:
@@ -311,6 +320,7 @@ def _train(volume: Volume, given: Given) -> Model:
             tolerance=parse_tolerance(given["halo"], option="--halo"),
             degrade=given["degrade"],
             psf=_psf(given),
+            axial=given["axial"],
             on_step=show,
         )
     for line in training_lines(model.provenance):

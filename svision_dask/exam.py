@@ -58,6 +58,8 @@ class Exam:
     margin: Shape
     factor: Shape
     held_back: bool
+    one_pass: bool = False
+    """Whether the patches are for one orientation of the network only."""
 
     @staticmethod
     def margin_of(stage: Stage) -> Shape:
@@ -67,12 +69,18 @@ class Exam:
         return tuple(max(r, b) for r, b in zip(stage.reach, baseline, strict=True))
 
     @staticmethod
-    def of(pairs: Pairs, *, planar: bool, held_back: bool) -> Exam:
+    def of(pairs: Pairs, stage: Stage, *, held_back: bool) -> Exam:
         """Draw the patches; they are the same for the same pairs."""
         rng = np.random.default_rng(0)
-        patch = PATCH[2 if planar else 3]
+        patch = PATCH[2 if stage.network.planar else 3]
         drawn = [pairs.draw(rng, patch, BATCH, pairs.margin) for _ in range(BATCHES * len(pairs.scales))]
-        return Exam(patches=drawn, margin=pairs.margin, factor=pairs.factor, held_back=held_back)
+        return Exam(
+            patches=drawn,
+            margin=pairs.margin,
+            factor=pairs.factor,
+            held_back=held_back,
+            one_pass=stage.spec.axial,
+        )
 
     def loss(self, stage: Stage) -> float:
         """Mean squared error of one pass of the network, without back projection: what training lowers."""
@@ -88,7 +96,7 @@ class Exam:
         explained = total = 0.0
         with torch.inference_mode():
             for coarse, fine in self.patches:
-                plain = stage.predict(coarse)
+                plain = stage.predict(coarse, one_pass=self.one_pass)
                 change = correction(coarse, plain, self.factor, stage.kernel, stage.spec.degradation)
                 wanted, plain, change = _common(fine, plain, change)
                 explained += float(((wanted - plain) * change).sum())
@@ -105,7 +113,7 @@ class Exam:
             for coarse, fine in self.patches:
                 plain = upsample(coarse, self.factor, how)
                 change = correction(coarse, plain, self.factor, taps, how)
-                own.append(_squares(stage(coarse), fine))
+                own.append(_squares(stage(coarse, one_pass=self.one_pass), fine))
                 cubic.append(_squares(plain, fine))
                 inner, change = _common(plain, change)
                 projected.append(_squares(inner + change, fine))

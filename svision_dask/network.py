@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,19 +17,20 @@ from svision_dask.geometry import SPATIAL, Shape
 class Network(nn.Module):
     """Map (n, 1, z, y, x) to the residual (n, p, z − 2r, y − 2r, x − 2r), with p fine voxels per coarse voxel.
 
-    r is the number of voxels the kernels reach. Without z in ``axes``, z must be 1 and stays 1. Features are computed
-    on the coarse grid only (Fig. 9 of Photonics Research 11(1), 2023).
+    r is the number of voxels the kernels reach along ``axes``, and 0 along others. Without z among them, z must be 1.
+    Features are computed on the coarse grid only (Fig. 9 of Photonics Research 11(1), 2023).
     """
 
     def __init__(self, layers: Sequence[Layer], axes: str) -> None:
         super().__init__()
         self.planar = "z" not in axes
         # A plane as a volume of one slice would leave torch's fast path: ten times slower, five times the memory.
-        convolution: type[nn.Conv2d] | type[nn.Conv3d] = nn.Conv2d if self.planar else nn.Conv3d
+        convolution: Any = nn.Conv2d if self.planar else nn.Conv3d
         widths = (1, *(layer.channels for layer in layers))
         steps: list[nn.Module] = []
         for layer, (inputs, outputs) in zip(layers, pairwise(widths), strict=True):
-            steps += [convolution(inputs, outputs, layer.kernel, groups=layer.groups), nn.PReLU(outputs)]
+            kernel = tuple(layer.kernel if axis in axes else 1 for axis in SPATIAL[self.planar :])
+            steps += [convolution(inputs, outputs, kernel, groups=layer.groups), nn.PReLU(outputs)]
         self.steps = nn.Sequential(*steps[:-1])  # the residual has both signs
         self.reach = tuple(sum(layer.kernel // 2 for layer in layers) * (axis in axes) for axis in SPATIAL)
         self._memory_format = torch.channels_last if self.planar else torch.channels_last_3d

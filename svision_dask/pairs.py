@@ -50,6 +50,8 @@ class Pairs:
     factor: Shape
     """Of this stage, for z, y, x."""
     how: Degradation = CUBIC
+    turned: bool = True
+    """Whether y and x may be exchanged where they are refined alike."""
 
     def draw(
         self, rng: np.random.Generator, patch: Shape, batch: int, halo: Shape
@@ -82,7 +84,7 @@ class Pairs:
             shifted = [a + s for a, s in zip(first, spare, strict=True)]
             coarse.append(scale.coarse[_window(shifted, size, (1, 1, 1), halo)])
             fine.append(scale.fine[_window(first, size, self.factor, (0, 0, 0), early)])
-        turn = self.factor[1] == self.factor[2] and bool(rng.integers(2))
+        turn = self.turned and self.factor[1] == self.factor[2] and bool(rng.integers(2))
         noisy = _add_noise(torch.cat(coarse), scale, rng)
         return _turned(noisy, flips, turn), _turned(torch.cat(fine), flips, turn)
 
@@ -138,7 +140,7 @@ def make_pairs(
     margin
         Coarse voxels to keep around what is to be predicted: the most that anything drawn from the pairs needs.
     zooms
-        Each 1 or more; applied to the axes that the stage refines.
+        Applied to the axes that the stage refines.
     noise, offsets, scales
         Per channel: noise in intensity units, and the constants that standardised it.
     how

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from svision_dask.architecture import StageSpec, stage_reach
+from svision_dask.architecture import StageSpec, network_axes, stage_reach
 from svision_dask.degradation import UP_REACH, Degradation
 from svision_dask.geometry import Shape
 from svision_dask.network import Network, interleave
@@ -21,31 +21,33 @@ class Stage(nn.Module):
     def __init__(self, spec: StageSpec, axes: str, *, residual_scale: float = 1.0, damping: float = 1.0) -> None:
         super().__init__()
         self.spec = spec
-        self.network = Network(spec.layers, axes)
+        self.network = Network(spec.layers, network_axes(spec, axes))
+        self.margin = _either(self.network.reach) if spec.axial else self.network.reach
         self.residual_scale = residual_scale
         self.damping = damping
         self.reach = stage_reach(spec, axes)
         kernel = correction_kernel(spec.factor, max(spec.back_projections, 1), spec.kernel_radius, spec.degradation)
         self.register_buffer("kernel", torch.from_numpy(kernel).float()[None, None], persistent=False)
 
-    def forward(self, coarse: torch.Tensor) -> torch.Tensor:
+    def forward(self, coarse: torch.Tensor, *, one_pass: bool = False) -> torch.Tensor:
         """Enhance all but the outermost ``reach`` voxels."""
-        fine = self.predict(coarse)
+        fine = self.predict(coarse, one_pass=one_pass)
         return self.correct(coarse, fine) if self.spec.back_projections else fine
 
     def predict(self, coarse: torch.Tensor, *, one_pass: bool = False) -> torch.Tensor:
-        """Cubic interpolation plus the network's residual; uses up the network's reach."""
+        """Cubic interpolation plus the network's residual; uses up its reach in the orientations that it has."""
         scaled = self._per_axis(UP_REACH)
-        margin = tuple(max(r, s) for r, s in zip(self.network.reach, scaled, strict=True))
+        reach = self.network.reach if one_pass else self.margin
+        margin = tuple(max(r, s) for r, s in zip(reach, scaled, strict=True))
         # The residual first: at its widest the network needs more memory than the interpolation.
-        context = trim(coarse, _minus(margin, self.network.reach))
+        context = trim(coarse, _minus(margin, reach))
         residual = self.one_pass(context) if one_pass else self.residual(context)
         fine = upsample(trim(coarse, _minus(margin, scaled)), self.spec.factor, self.spec.degradation)
         return fine.add_(residual, alpha=self.residual_scale)
 
     def residual(self, coarse: torch.Tensor) -> torch.Tensor:
-        """Apply the network, and put its output on the fine grid; an ensemble is the mean over its members."""
-        if not self.spec.ensemble:
+        """Apply the network in all its orientations, and put the mean of its outputs on the fine grid."""
+        if not self.spec.averaged:
             return self.one_pass(coarse)
         members = self._orientations()
         total = self._member(coarse, *members[0])
@@ -75,16 +77,18 @@ class Stage(nn.Module):
         """Flip, turn, apply the network; then undo both in the opposite order."""
         turned = coarse.flip(flips)
         turned = turned.transpose(3, 4) if swap else turned
-        fine = self.one_pass(turned)
+        fine = self.one_pass(trim(turned, _minus(self.margin, self.network.reach)))
         return (fine.transpose(3, 4) if swap else fine).flip(flips)
 
     def _orientations(self) -> list[tuple[list[int], bool]]:
-        """List the lateral flips, each with and without the exchange of y and x where both are refined alike."""
+        """List the lateral flips of an ensemble, each with and without the exchange of y and x where both are alike."""
         square = self.spec.factor[1] == self.spec.factor[2]
         swaps = (False, True) if square else (False,)
         # Points between others are not where they were once the order is reversed.
-        mirrored = ([], [3], [4], [3, 4]) if self.spec.degradation.sampling == "area" else ([],)
-        return [(list(flips), swap) for flips in mirrored for swap in swaps]
+        points = self.spec.degradation.sampling == "point"
+        axes = [a for a in (3, 4) if self.spec.ensemble and not (points and self.spec.factor[a - 2] == 2)]
+        mirrored = [[], *([a] for a in axes), *([axes] if len(axes) > 1 else [])]
+        return [(flips, swap) for flips in mirrored for swap in swaps]
 
     def _per_axis(self, voxels: int) -> Shape:
         """Count ``voxels`` on the axes that this stage refines, 0 on the others."""
@@ -113,6 +117,12 @@ def trim(voxels: torch.Tensor, margin: Shape) -> torch.Tensor:
     """Take ``margin`` voxels off both ends of z, y and x."""
     z, y, x = (slice(m, n - m) for m, n in zip(margin, voxels.shape[2:], strict=True))
     return voxels[:, :, z, y, x]
+
+
+def _either(reach: Shape) -> Shape:
+    """Reach of an operator that runs both as it is and with y and x exchanged."""
+    z, y, x = reach
+    return z, max(y, x), max(y, x)
 
 
 def _minus(a: Shape, b: Shape) -> Shape:

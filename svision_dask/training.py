@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from svision_dask.architecture import Architecture, Preset, architecture
+from svision_dask.axial import lateral_pairs, lateral_zoom
 from svision_dask.degradation import CUBIC, UP_REACH, Degradation, Degrade
 from svision_dask.errors import SampleError, UsageError
 from svision_dask.exam import Exam, Verdict
@@ -79,6 +80,8 @@ SETTINGS: Mapping[Preset, TrainSettings] = {
 }
 PLANE_PATCH: Mapping[Preset, Shape] = {"fast": (1, 48, 48), "best": (1, 48, 48), "paper": (1, 32, 32)}
 """Patches of planes, which have no z to learn from."""
+AXIAL_PATCH: Shape = (16, 4, 24)
+"""Of four lines of sight: the network sees the first and the last axis only."""
 SNAPSHOTS = 10
 """How often the network is judged while it learns; the best one is kept."""
 ATTEMPTS = 3
@@ -98,6 +101,7 @@ def train(
     tolerance: float = TOLERANCE,
     degrade: Degrade = "cubic",
     psf: Any = None,
+    axial: bool = False,
     on_step: Callable[[Progress], None] | None = None,
 ) -> Model:
     """Train a model on a sample of ``volume``; no other data is used.
@@ -126,6 +130,8 @@ def train(
         Of the microscope: its full width at half maximum in the units of the spacing, one for all axes, one each, or by
         name; or a measured kernel, or the path of one, in voxels of the volume's size. It sets the scale to train at,
         which is measured on the volume by default (``"auto"``).
+    axial
+        Refine z only, by what the lateral planes teach: for stacks of few planes. A ``factor`` of one number is z's.
     on_step
         Called after each step.
 
@@ -140,10 +146,10 @@ def train(
         raise UsageError(f"{steps} steps: training needs at least 1. Use --steps {SETTINGS['fast'].steps}.")
     if seed < 0:
         raise UsageError(f"seed {seed}: allowed are 0 and above. Use --seed 0.")
-    per_axis = parse_factor(factor, volume.grid.axes)
+    per_axis = parse_factor(axial_factor(factor) if axial else factor, volume.grid.axes)
     known = find_psf(psf, volume.grid)
     how = degradation_of(degrade, known)
-    design = design_for(volume.grid.axes, per_axis, preset=preset, tolerance=tolerance, degradation=how)
+    design = design_for(volume.grid.axes, per_axis, preset=preset, tolerance=tolerance, degradation=how, axial=axial)
     chosen = read_sample(volume, box=sample, seed=seed)
     settings = _settings(preset, design, steps)
     about = {"preset": preset, "input": volume.name, "psf_fwhm": known.fwhm if known else None}
@@ -153,16 +159,28 @@ def train(
 
 
 def design_for(
-    axes: str, factor: Shape, *, preset: Preset, tolerance: float = TOLERANCE, degradation: Degradation = CUBIC
+    axes: str,
+    factor: Shape,
+    *,
+    preset: Preset,
+    tolerance: float = TOLERANCE,
+    degradation: Degradation = CUBIC,
+    axial: bool = False,
 ) -> Architecture:
     """Make the architecture that ``train`` would train: what a plan needs, before anything is read.
 
     ``factor`` has one entry per axis of ``axes``.
     """
     spatial = spatial_shape(axes, factor)
-    uncut = architecture(preset, spatial, "".join(a for a in axes if a in SPATIAL), degradation=degradation)
+    named = "".join(a for a in axes if a in SPATIAL)
+    uncut = architecture(preset, spatial, named, degradation=degradation, axial=axial)
     radius = max(kernel_radius(s.factor, s.back_projections, tolerance, s.degradation) for s in uncut.stages)
-    return architecture(preset, spatial, uncut.axes, kernel_radius=radius, degradation=degradation)
+    return architecture(preset, spatial, named, kernel_radius=radius, degradation=degradation, axial=axial)
+
+
+def axial_factor(factor: Factor) -> Factor:
+    """Give one number to z alone."""
+    return {"z": factor} if isinstance(factor, int) else factor
 
 
 def train_on_sample(
@@ -176,39 +194,18 @@ def train_on_sample(
     about: Mapping[str, Any] | None = None,
 ) -> Model:
     """Train all stages of ``design``, each on the output of the one before."""
-    offsets, scales = zip(*((n.offset, n.scale) for n in sample.normalisation), strict=True)
-    voxels = np.stack([(v - o) / s for v, o, s in zip(sample.voxels, offsets, scales, strict=True)])
+    voxels = np.stack([(v - n.offset) / n.scale for v, n in zip(sample.voxels, sample.normalisation, strict=True)])
     stages: list[Stage] = []
-    curves, verdicts, noises, zooms = [], [], [], []
+    notes: list[dict[str, Any]] = []
     for number, spec in enumerate(design.stages):
         if number:
             voxels = _enhanced(middle(voxels, _at_most(voxels.shape[1:], SECOND_STAGE_VOXELS)), stages[-1], design.axes)
-        if settings.as_published:
-            noises.append([SILENT] * len(voxels))
-            zooms.append((1.0, 1.0, 1.0))
-        else:
-            measured = np.stack([v * s + o for v, o, s in zip(voxels, offsets, scales, strict=True)])
-            noises.append([estimate_noise(channel, spec.factor) for channel in measured])
-            zooms.append(
-                psf_zoom(psf, spec.factor, spec.degradation)
-                if psf and number == 0
-                else matched_zoom(measured, spec.factor, noises[number], spec.degradation)
-            )
         stage = Stage(spec, design.axes)
-        pairs = make_pairs(
-            voxels,
-            factor=spec.factor,
-            margin=Exam.margin_of(stage),
-            zooms=around(zooms[number]),
-            noise=noises[number],
-            offsets=offsets,
-            scales=scales,
-            how=spec.degradation,
-        )
+        known = psf if number == 0 else None
+        pairs, note = _pairs(stage, voxels, sample.normalisation, known, as_published=settings.as_published)
         report = _reporter(on_step, number, len(design.stages), settings.steps)
         verdict, curve = train_stage(stage, pairs, settings, seed=seed + number, report=report)
-        curves.append(curve)
-        verdicts.append(asdict(verdict))
+        notes.append({**note, "verdict": asdict(verdict), "loss": curve})
         stages.append(stage)
     provenance = {
         **(about or {}),
@@ -219,12 +216,41 @@ def train_on_sample(
         "degradation": design.stages[0].degradation.kind,
         "sampling": design.sampling,
         "sample": [[window.start, window.stop] for window in sample.box],
-        "noise": [[asdict(n) for n in per_channel] for per_channel in noises],
-        "zoom": zooms,
-        "verdict": verdicts,
-        "loss": curves,
+        **{key: [note[key] for note in notes] for key in notes[0]},
     }
     return Model(architecture=design, stages=tuple(stages), normalisation=sample.normalisation, provenance=provenance)
+
+
+def _pairs(
+    stage: Stage,
+    voxels: npt.NDArray[np.float32],
+    constants: Sequence[Normalisation],
+    psf: Psf | None,
+    *,
+    as_published: bool,
+) -> tuple[Pairs, dict[str, Any]]:
+    """Make what a stage is trained on from standardised voxels (c, z, y, x), and say at which scale and noise."""
+    spec, how = stage.spec, stage.spec.degradation
+    noise, zoom = [SILENT] * len(voxels), (1.0, 1.0, 1.0)
+    if not as_published:
+        measured = np.stack([v * n.scale + n.offset for v, n in zip(voxels, constants, strict=True)])
+        noise = [estimate_noise(channel, spec.factor) for channel in measured]
+        if spec.axial:
+            zoom = (lateral_zoom(measured, noise, how), 1.0, 1.0)
+        else:
+            zoom = psf_zoom(psf, spec.factor, how) if psf else matched_zoom(measured, spec.factor, noise, how)
+    common: dict[str, Any] = {
+        "margin": Exam.margin_of(stage),
+        "noise": noise,
+        "offsets": [n.offset for n in constants],
+        "scales": [n.scale for n in constants],
+        "how": how,
+    }
+    if spec.axial:
+        pairs = lateral_pairs(voxels, zoom=zoom[0], **common)
+    else:
+        pairs = make_pairs(voxels, factor=spec.factor, zooms=around(zoom), **common)
+    return pairs, {"noise": [asdict(n) for n in noise], "zoom": zoom}
 
 
 def train_stage(
@@ -246,7 +272,7 @@ def train_stage(
     """
     split = pairs.hold_back()
     learned, held = split or (pairs, pairs)
-    exam = Exam.of(held, planar=stage.network.planar, held_back=split is not None)
+    exam = Exam.of(held, stage, held_back=split is not None)
     stage.residual_scale = _residual_scale(learned)
     for attempt in range(ATTEMPTS):
         curve = _fit(stage, learned, exam, settings, seed=seed + 1000 * attempt, report=report)
@@ -338,6 +364,8 @@ def _settings(preset: Preset, design: Architecture, steps: int | None) -> TrainS
     settings = SETTINGS[preset]
     if design.axes == "yx":
         settings = replace(settings, patch=PLANE_PATCH[preset])
+    if design.stages[0].axial:
+        settings = replace(settings, patch=AXIAL_PATCH)
     return settings if steps is None else replace(settings, steps=steps)
 
 

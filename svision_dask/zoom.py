@@ -55,7 +55,7 @@ def matched_zoom(
         For z, y, x.
     """
     tensors = [torch.from_numpy(np.ascontiguousarray(channel))[None, None] for channel in middle(voxels, EXTENT)]
-    wanted = [_roughness(t, n) for t, n in zip(tensors, noise, strict=True)]
+    wanted = [roughness(t, n) for t, n in zip(tensors, noise, strict=True)]
     zooms = []
     for axis, f in enumerate(factor):
         matches = [
@@ -115,14 +115,14 @@ def _bisected(voxels: torch.Tensor, factor: Shape, axis: int, wanted: float, how
         zoom = [TYPICAL] * 3
         zoom[axis] = (low + high) / 2
         reduction = reduced(enlarged(voxels, factor, (zoom[0], zoom[1], zoom[2])), factor, how)
-        if _roughness(reduction, None)[axis] > wanted:
+        if roughness(reduction, None)[axis] > wanted:
             low = zoom[axis]
         else:
             high = zoom[axis]
     return (low + high) / 2
 
 
-def _roughness(voxels: torch.Tensor, noise: Noise | None) -> list[float]:
+def roughness(voxels: torch.Tensor, noise: Noise | None) -> list[float]:
     """Mean squared difference of neighbours along z, y, x, relative to the variance; without that of the noise."""
     variance = float(voxels.var(correction=0))
     noisy = 0.0 if noise is None else noise.variance(float(voxels.mean()))

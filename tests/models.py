@@ -51,6 +51,7 @@ def tiny(
     channels: int = 1,
     back_projections: int = 3,
     how: Degradation = CUBIC,
+    axial: bool = False,
 ) -> Model:
     """All operators, with a short reach: two layers, an ensemble, three back projections cut at 2 voxels."""
     stages, remaining = [], factor
@@ -65,6 +66,7 @@ def tiny(
                 kernel_radius=2 if back_projections > 1 else 0,
                 ensemble=True,
                 degradation=how.of_step(len(stages)),
+                axial=axial,
             )
         )
         remaining = tuple(f // s for f, s in zip(remaining, step, strict=True))

@@ -224,9 +224,9 @@ def memory(key):
     return 1024 * int(dict(line.split(":", 1) for line in lines if line.startswith("Vm"))[key].split()[0])
 
 torch.set_num_threads(1)
-preset, axes, *numbers = sys.argv[1:]
+preset, axes, axial, *numbers = sys.argv[1:]
 factor, tile = tuple(map(int, numbers[:3])), tuple(map(int, numbers[3:]))
-model = untrained(architecture(preset, factor, axes, kernel_radius=8))
+model = untrained(architecture(preset, factor, axes, kernel_radius=8, axial=axial == 'True'))
 model.refine(np.zeros([1 + 2 * h for h in model.halo], np.float32))
 haloed = np.ones([t + 2 * h for t, h in zip(tile, model.halo)], np.float32)
 open("/proc/self/clear_refs", "w").write("5")  # start the high-water mark anew
@@ -238,11 +238,15 @@ print(memory("VmHWM") - before, model.architecture.tile_bytes(tile))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark of memory is read from /proc")
 @pytest.mark.parametrize(
-    ("preset", "axes", "factor", "tile"),
-    [("fast", "zyx", (2, 2, 2), (96, 96, 96)), ("paper", "yx", (1, 2, 2), (1, 1000, 1000))],
+    ("preset", "axes", "axial", "factor", "tile"),
+    [
+        ("fast", "zyx", False, (2, 2, 2), (96, 96, 96)),
+        ("fast", "zyx", True, (2, 1, 1), (96, 96, 96)),
+        ("paper", "yx", False, (1, 2, 2), (1, 1000, 1000)),
+    ],
 )
-def test_a_forward_pass_takes_as_much_memory_as_was_said(preset, axes, factor, tile):
-    command = [sys.executable, "-c", MEASURE, preset, axes, *map(str, factor + tile)]
+def test_a_forward_pass_takes_as_much_memory_as_was_said(preset, axes, axial, factor, tile):
+    command = [sys.executable, "-c", MEASURE, preset, axes, str(axial), *map(str, factor + tile)]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100, cwd=root)
     measured, said = map(int, done.stdout.split())

@@ -86,6 +86,14 @@ def test_where_positions_were_skipped_the_first_voxel_stays_where_it_is(tmp_path
         assert first.spacing == (1.0, 0.25, 0.25)
 
 
+def test_axial_makes_planes_between_planes_and_leaves_y_and_x_as_they_are(tmp_path):
+    path = write_tiff(tmp_path / "a.ome.tif", textured((6, 32, 32)))
+    done = run("enhance", path, tmp_path / "a.zarr", "--axial", *LEARN, "--workers", 1)
+    assert done.exit_code == 0, done.stderr
+    assert describe_omezarr(tmp_path / "a.zarr").levels[0].grid.shape == (12, 32, 32)
+    assert "axial refines z and nothing else" in run("plan", path, "--axial", "--factor", "1,2,2").error
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

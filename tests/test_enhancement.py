@@ -27,7 +27,8 @@ ROUNDING = 2e-5
 RANGE = 200
 """Of the voxels that ``random_voxels`` draws."""
 
-FACTORS = [(2, 2, 2), (1, 2, 2), (2, 1, 1), (1, 2, 4), (4, 2, 1)]
+AXIAL_FACTORS = [(2, 1, 1), (4, 1, 1)]
+FACTORS = [(2, 2, 2), (1, 2, 2), *AXIAL_FACTORS, (1, 2, 4), (4, 2, 1)]
 PLANE_FACTORS = [(1, 2, 2), (1, 1, 2), (1, 4, 2)]
 
 
@@ -83,7 +84,8 @@ def cuts(draw: st.DrawFn) -> tuple[Model, str, tuple[int, ...], tuple, tuple[dic
     axes = draw(st.sampled_from(["zyx", "yx"]))
     factor = draw(st.sampled_from(FACTORS if axes == "zyx" else PLANE_FACTORS))
     shape = tuple(draw(st.integers(1, 12 if axes == "zyx" else 40)) for _ in axes)
-    model = tiny(factor, axes, how=draw(st.sampled_from(WAYS)))
+    axial = factor in AXIAL_FACTORS and draw(st.booleans())
+    model = tiny(factor, axes, how=draw(st.sampled_from(WAYS)), axial=axial)
     halo = model.halo[3 - len(axes) :]
     tiles = tuple(
         {axis: draw(tile_length(n, h)) for axis, n, h in zip(axes, shape, halo, strict=True)} for _ in range(2)

@@ -35,7 +35,7 @@ def exam_of(stage: Stage, voxels: np.ndarray) -> Exam:
         offsets=[0.0],
         scales=[1.0],
     )
-    return Exam.of(pairs, planar=False, held_back=False)
+    return Exam.of(pairs, stage, held_back=False)
 
 
 @pytest.fixture(scope="module")

@@ -125,6 +125,24 @@ def silenced(design: Architecture) -> Stage:
     return stage.double()
 
 
+@pytest.mark.parametrize("preset", ["fast", "paper"])
+def test_an_axial_stage_is_the_mean_over_planes_along_y_and_along_x(preset):
+    (stage,) = untrained(architecture(preset, (2, 1, 1), "zyx", kernel_radius=1, axial=True)).stages
+    stage = stage.double()
+    assert stage.network.reach[1] == 0 < stage.network.reach[0] == stage.network.reach[2]
+    assert stage.reach[1] == stage.reach[2] == stage.network.reach[2]
+    coarse = random_coarse(haloed(stage, 3))
+    torch.testing.assert_close(stage(coarse.transpose(3, 4)), stage(coarse).transpose(3, 4), rtol=0, atol=1e-10)
+    # A voxel is seen along one lateral axis or the other, never across both.
+    changed = coarse.clone()
+    changed[..., 0, 0] += 1000
+    assert torch.equal(stage(changed)[..., 0, 0], stage(coarse)[..., 0, 0])
+    for place in ((slice(None), stage.reach[2] + 1), (stage.reach[1] + 1, slice(None))):
+        seen = coarse.clone()
+        seen[(..., *place)] += 1000
+        assert not torch.equal(stage(seen)[..., 1, 1], stage(coarse)[..., 1, 1])
+
+
 @pytest.mark.parametrize(("axes", "factor"), [("zyx", (2, 2, 2)), ("yx", (1, 2, 2))])
 def test_without_a_residual_a_stage_is_cubic_interpolation(axes, factor):
     stage = silenced(architecture("fast", factor, axes))

@@ -226,6 +226,28 @@ def test_it_pays_to_know_how_the_coarse_voxels_came_about(kind):
     assert squared_error(refined(knowing, coarse), fine) < 0.7 * squared_error(cubic, fine)
 
 
+def test_lateral_planes_teach_what_a_few_planes_cannot():
+    box = (slice(0, 32), slice(0, 128), slice(0, 128))
+    fine = Phantom(shape=(32, 128, 128), seed=1).expected(box, 1).astype(np.float32)
+    factor = {"z": 4, "y": 1, "x": 1}
+    coarse = baselines.reduced(fine, factor)
+    axial, usual = (
+        squared_error(refined(train(volume_of(coarse), factor=f, axial=a, steps=150), coarse), fine)
+        for f, a in ((4, True), (factor, False))
+    )
+    projected = squared_error(baselines.cubic_back_projected(coarse, factor), fine)
+    assert axial < 0.9 * usual < 0.8 * projected
+
+
+def test_axial_refines_z_alone():
+    volume = smooth_volume((12, 20, 20))
+    assert train(volume, factor=2, axial=True, steps=1).factor == (2, 1, 1)
+    with pytest.raises(UsageError, match="axial refines z and nothing else"):
+        train(volume, factor={"z": 2, "y": 2}, axial=True, steps=1)
+    with pytest.raises(UsageError, match="no axis z"):
+        train(smooth_volume((20, 20), "yx"), factor=2, axial=True, steps=1)
+
+
 def test_a_known_psf_sets_the_scale_and_can_be_undone():
     volume = as_volume(Phantom(shape=(48, 96, 96), seed=1), "expected", factor=2)
     spacing = np.array(volume.grid.spacing)
