@@ -102,6 +102,18 @@ def _rods() -> Case:
     return Case(coarse=reduced(truth, 4), truth=truth, factor=4)
 
 
+def beads_x2() -> Case:
+    """Reduce the beads' truth by two only."""
+    truth = imread(DATA / "beads_simulated/beads_fine.ome.tif").squeeze() / np.float32(255)
+    return Case(coarse=reduced(truth, 2), truth=truth, factor=2)
+
+
+def rods_x2() -> Case:
+    """Reduce the rods by two only."""
+    truth = rods()
+    return Case(coarse=reduced(truth, 2), truth=truth, factor=2)
+
+
 def rods(seed: int = 0, shape: tuple[int, int, int] = (60, 512, 512), count: int = 500) -> Voxels:
     """Make rods of 6 to 24 voxels in any direction, seen through the PSF of the beads, as the paper's Table S1 has."""
     rng = np.random.default_rng(seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -141,27 +142,40 @@ def train(source: str, output: str, **given: Any) -> None:
 @reading
 @click.argument("output")
 @trained
+@click.option("--renormalise", is_flag=True, help="Measure the intensity constants of MODEL anew, on INPUT.")
 @opening
 @learning
 @running
 @storing
 @replacing
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
-def enhance(source: str, output: str, model_path: str | None, overwrite: bool, dry_run: bool, **given: Any) -> None:
+def enhance(
+    source: str, output: str, model_path: str | None, renormalise: bool, overwrite: bool, dry_run: bool, **given: Any
+) -> None:
     """Enhance INPUT into the OME-Zarr OUTPUT; a model that is trained for it is kept beside it."""
+    from svision_dask.drift import DriftWarning
     from svision_dask.output import check_output
     from svision_dask.pipeline import enhance_to_zarr
 
+    if renormalise and not model_path:
+        raise UsageError("--renormalise: a model trained on INPUT has its constants. Leave it out, or give -m.")
     volume = _open(source, given)
     check_output(output, source, overwrite=overwrite)
     planned = _plan(volume, model_path, output, given)
     _print(plan_lines(planned), err=not dry_run)
     if dry_run:
         return
-    model = model_path or _train(volume, given)
-    with progress() as update:
+    if model_path:
+        model = _given_model(model_path, volume, renormalise=renormalise)
+        _tell_drift(model, volume, "train on this volume, or try --renormalise")
+    else:
+        model = _train(volume, given)
+        _tell_drift(model, volume, "another --sample may be more typical")
+    kept = model if renormalise or not model_path else model_path
+    with progress() as update, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DriftWarning)  # said already
         report = enhance_to_zarr(
-            volume, output, model=model, plan=planned, overwrite=overwrite, on_progress=_run_shower(update)
+            volume, output, model=kept, plan=planned, overwrite=overwrite, on_progress=_run_shower(update)
         )
     click.echo(f"model    {report.model_path}", err=True)
     click.echo(report.output)
@@ -252,6 +266,22 @@ def _design_of(model_path: str, volume: Volume) -> Architecture:
     model = load_model(model_path)
     check_model(model, volume)
     return model.architecture
+
+
+def _given_model(path: str, volume: Volume, *, renormalise: bool) -> Model:
+    """Use a trained model as it is, or with the constants of ``volume``."""
+    from svision_dask.drift import renormalised
+    from svision_dask.model import load_model
+
+    model = load_model(path)
+    return renormalised(model, volume) if renormalise else model
+
+
+def _tell_drift(model: Model, volume: Volume, hint: str) -> None:
+    from svision_dask.drift import drift
+
+    for difference in drift(model, volume):
+        click.echo(f"warning: {difference}; {hint}", err=True)
 
 
 def _design(volume: Volume, given: Given) -> Architecture:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ import numpy as np
 
 from svision_dask.architecture import Architecture
 from svision_dask.cluster import local_client, this_machine
+from svision_dask.drift import DriftWarning, drift
 from svision_dask.enhancement import check_model, full_factor
 from svision_dask.errors import UsageError
 from svision_dask.formats import open_volume
@@ -146,12 +148,20 @@ def enhance_to_zarr(
     ------
     SvisionError
         Of the class that fits; see ``errors``.
+
+    Warns
+    -----
+    DriftWarning
+        If the volume is unlike the one that the model was trained on.
     """
     started = time.monotonic()
     volume = source if isinstance(source, Volume) else open_volume(source)
     check_output(output, *volume.paths, overwrite=overwrite)
     trained = model if isinstance(model, Model) else load_model(model)
     check_model(trained, volume)
+    differences = drift(trained, volume)
+    for difference in differences:
+        warnings.warn(f"{volume.name}: {difference}. Train on this volume, or renormalise.", DriftWarning, stacklevel=2)
     plan = plan or plan_volume(volume, trained.architecture, output=output, dtype=dtype, wishes=wishes)
     _check_plan(plan, volume, trained)
     Path(output).absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -167,6 +177,7 @@ def enhance_to_zarr(
         "package": f"svision-dask {version('svision-dask')}",
         "input": volume.name,
         "model": trained.digest,
+        "drift": differences,
         # The loss curve stays in the model, which is kept; readers of the image load all of its attributes.
         "training": {key: value for key, value in trained.provenance.items() if key != "loss"},
     }

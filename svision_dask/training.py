@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from svision_dask.architecture import Architecture, Preset, architecture
 from svision_dask.axial import lateral_pairs, lateral_zoom
 from svision_dask.degradation import CUBIC, UP_REACH, Degradation, Degrade
+from svision_dask.drift import typical_roughness
 from svision_dask.errors import SampleError, UsageError
 from svision_dask.exam import Exam, Verdict
 from svision_dask.geometry import SPATIAL, Factor, Shape, parse_factor, spatial_shape
@@ -155,7 +156,8 @@ def train(
     about = {"preset": preset, "input": volume.name, "psf_fwhm": known.fwhm if known else None}
     model = train_on_sample(chosen, design, settings, seed=seed, psf=known, on_step=on_step, about=about)
     checked = self_check(model, chosen)
-    return replace(model, provenance={**model.provenance, "self_check": asdict(checked) if checked else None})
+    found = {"self_check": asdict(checked) if checked else None, "roughness": typical_roughness(chosen)}
+    return replace(model, provenance={**model.provenance, **found})
 
 
 def design_for(
