@@ -79,12 +79,14 @@ def _dendrite() -> Case:
     return replace(case, judge=lambda fine: judge_spines(fine, (0, 128, 128), DATA / DENDRITE / "spines.csv"))
 
 
-def _phantom(seed: int, photons: int) -> Callable[[], Case]:
+def phantom(seed: int, photons: int, shape: tuple[int, int, int] = PHANTOM_SHAPE) -> Callable[[], Case]:
+    """Simulate a two-photon volume; its truth has no noise."""
+
     def make() -> Case:
-        phantom = Phantom(shape=PHANTOM_SHAPE, seed=seed, photons=photons)
-        fine, coarse = (tuple(slice(0, n // f) for n in PHANTOM_SHAPE) for f in (1, 2))
-        measured = phantom.measured(coarse, 2).astype(np.float32) / np.float32(photons)
-        return Case(coarse=measured, truth=phantom.truth(fine) / np.float32(photons), factor=2)
+        simulated = Phantom(shape=shape, seed=seed, photons=photons)
+        fine, coarse = (tuple(slice(0, n // f) for n in shape) for f in (1, 2))
+        measured = simulated.measured(coarse, 2).astype(np.float32) / np.float32(photons)
+        return Case(coarse=measured, truth=simulated.truth(fine) / np.float32(photons), factor=2)
 
     return make
 
@@ -139,8 +141,8 @@ TUNING: Mapping[str, Callable[[], Case]] = {
     "fly embryo": _real("lsfm_drosophila_embryo/droso_test.ome.tif"),
     "envelopes": _real("neubias_cells/xyz_nuclear_envelope_drosophila.tif"),
     "brain cells": _real("brain_cells_cellfinder/crop_ch0_signal.ome.tif"),
-    "phantom 0, 30 photons": _phantom(0, 30),
-    "phantom 0, 200 photons": _phantom(0, 200),
+    "phantom 0, 30 photons": phantom(0, 30),
+    "phantom 0, 200 photons": phantom(0, 200),
 }
 UNTOUCHED: Mapping[str, Callable[[], Case]] = {
     "golgi": _real("neubias_cells/xyz_calibrated_16bit__golgi_bfa.tif"),
@@ -157,9 +159,9 @@ UNTOUCHED: Mapping[str, Callable[[], Case]] = {
     "bead, widefield": _real("beads_measured/bead_dlab_25pct.tif"),
     "beads, confocal": _real("beads_measured/beads_confocal_mpi.tif"),
     "bead, camera": _real("beads_measured/psf_bead_pycudadecon.tif"),
-    "phantom 1, 30 photons": _phantom(1, 30),
-    "phantom 1, 200 photons": _phantom(1, 200),
-    "phantom 2, 1000 photons": _phantom(2, 1000),
+    "phantom 1, 30 photons": phantom(1, 30),
+    "phantom 1, 200 photons": phantom(1, 200),
+    "phantom 2, 1000 photons": phantom(2, 1000),
 }
 DECIMATED: Mapping[str, Callable[[], Case]] = {
     "golgi, every 4th plane": _decimated("neubias_cells/xyz_calibrated_16bit__golgi_bfa.tif"),

@@ -55,7 +55,7 @@ def read_sample(volume: Volume, *, box: Mapping[str, slice] | None = None, seed:
     SampleError
         If the sample has voxels that are not finite, or nothing but one value.
     """
-    chosen = _given_box(volume, box) if box is not None else _informative_box(volume, seed)
+    chosen = _given_box(volume, box) if box is not None else informative_box(volume, seed)
     voxels = _read(volume, chosen)
     if not np.isfinite(voxels).all():
         raise SampleError(
@@ -94,11 +94,21 @@ def _given_box(volume: Volume, box: Mapping[str, slice]) -> Box:
     return tuple(slices)
 
 
-def _informative_box(volume: Volume, seed: int) -> Box:
-    """Pick the candidate with most structure in its middle."""
+def informative_box(volume: Volume, seed: int, extent: Shape | None = None) -> Box:
+    """Pick the box with most structure in its middle.
+
+    Parameters
+    ----------
+    volume
+        Where to read from.
+    seed
+        Decides between candidates where there are too many to look at.
+    extent
+        Voxels (z, y, x) of the box, at most; by default ``EXTENT``.
+    """
     dimensions = len(volume.grid.spatial)
     shape = spatial_shape(volume.grid.axes, volume.grid.shape)
-    extent = _extent(shape, EXTENT[dimensions])
+    extent = _extent(shape, extent or EXTENT[dimensions])
     corners = _corners(shape, extent, seed)
     if len(corners) > 1:
         scores = [_structure(volume, corner, extent, PROBE[dimensions]) for corner in corners]
