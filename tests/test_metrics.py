@@ -125,12 +125,14 @@ def low_pass(voxels: np.ndarray, cutoff: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("cutoff", [0.1, 0.2, 0.35])
-@pytest.mark.parametrize("shape", [(40, 48, 56), (1, 128, 96), (96, 128)])
+@pytest.mark.parametrize("shape", [(40, 48, 56), (1, 256, 192), (192, 256)])
 def test_the_resolution_is_where_the_shared_detail_ends(shape, cutoff):
     rng = np.random.default_rng(0)
     shared = rng.standard_normal(shape)
     image = low_pass(shared, cutoff) + 0.3 * (unshared := rng.standard_normal(shape)) - low_pass(0.3 * unshared, cutoff)
-    assert 1 / fsc_resolution(image, shared) == pytest.approx(cutoff, abs=2 / max(shape))  # two shells
+    assert 1 / fsc_resolution(image, shared) == pytest.approx(
+        cutoff, abs=3 / max(shape)
+    )  # three shells: the window mixes neighbours
 
 
 def test_independent_noise_lowers_the_correlation_as_theory_says():
