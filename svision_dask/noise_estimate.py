@@ -30,8 +30,8 @@ CUBIC = (-3, -9, 29, 111, 111, 29, -9, -3)
 HIGH, BELOW = (1, -4, 6, -4, 1), (-1, 2, 0, -2, 1)
 """Differences along one axis that see the highest frequencies, and those around two thirds of them."""
 INDEPENDENT = 1.15
-"""Power below the highest frequencies over power at them, up to which noise is independent. It was 0.97 to 1.05 along
-one axis at least of 12 of 15 recorded volumes, and 1.26 or more along all axes of all 15 once they were reduced by two."""
+"""Power below the highest frequencies over power at them, up to which noise is independent. Along one axis at least it
+was 0.97 to 1.05 on 12 of 15 recorded volumes; along all axes, 1.26 or more on all 15 once they were reduced by two."""
 SHORTEST = 12
 """Voxels that an axis needs for differences along it, also once it is reduced."""
 FEWEST = 16 * BINS
