@@ -276,15 +276,20 @@ def train_stage(
     learned, held = split or (pairs, pairs)
     exam = Exam.of(held, stage, held_back=split is not None)
     stage.residual_scale = _residual_scale(learned)
+    attempts = []
     for attempt in range(ATTEMPTS):
         curve = _fit(stage, learned, exam, settings, seed=seed + 1000 * attempt, report=report)
         if stage.spec.back_projections and not settings.as_published:
             stage.damping = exam.damping(stage)
         verdict = exam.verdict(stage)
-        if verdict.trained or (settings.steps < FAIR_TRIAL and math.isfinite(verdict.stage)):
-            break
-    if not math.isfinite(verdict.stage):
+        if math.isfinite(verdict.stage):
+            attempts.append((verdict, curve, _copied(stage), stage.damping))
+            if verdict.trained or settings.steps < FAIR_TRIAL:
+                break
+    if not attempts:
         raise SampleError("training diverged: the loss is not a number. Try another --sample or --seed.")
+    verdict, curve, weights, stage.damping = min(attempts, key=lambda made: made[0].stage)
+    stage.network.load_state_dict(weights)
     stage.eval().requires_grad_(requires_grad=False)
     return verdict, curve
 
