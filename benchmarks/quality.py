@@ -121,6 +121,7 @@ def _true_pairs(coarse: Voxels, fine: Voxels, margin: tuple[int, ...], spec: Sta
         coarse=torch.from_numpy(mirror_pad(coarse, margin))[None, None],
         fine=torch.from_numpy(np.ascontiguousarray(fine))[None, None],
         missing_noise=(0.0, 0.0),
+        axes="zyx",
         shift=0.0,
     )
     return Pairs(scales=(scale,), margin=margin, factor=spec.factor, how=spec.degradation)

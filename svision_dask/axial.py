@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from svision_dask.degradation import CUBIC, Degradation
+from svision_dask.errors import SampleError
 from svision_dask.geometry import Shape
 from svision_dask.noise_estimate import Noise
-from svision_dask.pairs import Pairs, enlarged, make_pairs, reduced
+from svision_dask.pairs import Pairs, enlarged, make_pairs, noise_kept, reduced
 from svision_dask.volume import middle
 from svision_dask.zoom import roughness
 
 FACTOR: Shape = (2, 1, 1)
-ORDERS = ((0, 2, 1, 3), (0, 3, 1, 2))
+ORDERS = {"yzx": (0, 2, 1, 3), "xzy": (0, 3, 1, 2)}
 """Axes (c, z, y, x) rearranged so that y or x stands for z, and the other lateral axis for x."""
+FEWEST = 2
+"""Voxels that every axis needs."""
 EXTENT = (48, 192, 192)
 """Voxels (z, y, x) that are looked at, at most."""
 WIDEST = 4.0
@@ -54,17 +58,27 @@ def lateral_zoom(voxels: Voxels, noise: Sequence[Noise], how: Degradation = CUBI
     -------
     float
         From 1/2 to 2: above 1 where the volume is smoother along z, voxel for voxel, than along y and x.
+
+    Raises
+    ------
+    SampleError
+        If there are fewer than two voxels along an axis.
     """
+    if min(voxels.shape[1:]) < FEWEST:
+        shape = "×".join(map(str, voxels.shape[1:]))
+        raise SampleError(f"sample of {shape} voxels: axial needs {FEWEST} along each axis. Leave out --axial.")
     core = middle(voxels, EXTENT)
     wanted = [roughness(_tensor(channel), n)[0] for channel, n in zip(core, noise, strict=True)]
     low, high = -math.log(WIDEST), math.log(WIDEST)
     for _ in range(HALVINGS):
         zoom = math.exp((low + high) / 2)
+        kept = noise_kept(FACTOR, (zoom, 1.0, 1.0), how)
         excess = 0.0
-        for order in ORDERS:
-            for channel, own in zip(core.transpose(order), wanted, strict=True):
+        for order in ORDERS.values():
+            for channel, own, n in zip(core.transpose(order), wanted, noise, strict=True):
                 line = enlarged(_tensor(channel), FACTOR, (zoom, 1.0, 1.0))
-                excess += roughness(reduced(line, FACTOR, how), None)[0] - own
+                left = replace(n, floor=kept * n.floor, gain=kept * n.gain)
+                excess += roughness(reduced(line, FACTOR, how), left)[0] - own
         low, high = (math.log(zoom), high) if excess > 0 else (low, math.log(zoom))
     return math.exp(SHARE * (low + high) / 2)
 
@@ -93,10 +107,10 @@ def lateral_pairs(
     Raises
     ------
     SampleError
-        If there are fewer than two voxels along y or x.
+        As `lateral_zoom`.
     """
     made = []
-    for order in ORDERS:
+    for axes, order in ORDERS.items():
         pairs = make_pairs(
             np.ascontiguousarray(voxels.transpose(order)),
             factor=FACTOR,
@@ -106,6 +120,7 @@ def lateral_pairs(
             offsets=offsets,
             scales=scales,
             how=how,
+            axes=axes,
         )
         made += list(pairs.scales)
     return Pairs(scales=tuple(made), margin=margin, factor=FACTOR, how=how, turned=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ def drift(model: Model, volume: Volume) -> list[str]:
     list of str
         A sentence for each difference that matters; empty where the volumes are alike.
     """
-    known = model.provenance.get("roughness")
+    known = _stored(model.provenance.get("roughness"))
     if not known:
         return []
     try:
@@ -87,6 +88,16 @@ def renormalised(model: Model, volume: Volume) -> Model:
         "roughness": typical_roughness(sample),
     }
     return replace(model, normalisation=sample.normalisation, provenance=provenance)
+
+
+def _stored(value: Any) -> list[list[float]]:
+    """Read what a model file says of its sample, or nothing where it cannot be that: nobody has checked the file."""
+    rows = value if isinstance(value, list) else []
+    right = all(
+        isinstance(row, list) and len(row) == len(SPATIAL) and all(isinstance(v, (int, float)) and v >= 0 for v in row)
+        for row in rows
+    )
+    return rows if right else []
 
 
 def _rougher(where: str, own: Sequence[float], trained: Sequence[float]) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from svision_dask.degradation import UP_REACH
+from svision_dask.degradation import UP_REACH, Degradation
 from svision_dask.geometry import Shape
 from svision_dask.pairs import Pairs
 from svision_dask.resample import correction_kernel, upsample
@@ -21,8 +21,8 @@ BATCH, BATCHES = 4, 2
 """Patches in a batch, and batches per channel: some 10⁵ coarse voxels tell hundredths of a decibel."""
 BASELINE = 10
 """Back projections of the baseline, as in the published system."""
-BASELINE_RADIUS = 6
-"""Where its kernel is cut: weights beyond are below a thousandth."""
+BASELINE_RADIUS, PSF_RADIUS = 6, 12
+"""Where its kernel is cut; undoing a PSF reaches further. Weights beyond 6 are below a thousandth, but for a PSF."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,8 @@ class Exam:
     @staticmethod
     def margin_of(stage: Stage) -> Shape:
         """Coarse voxels per side that an exam of ``stage`` needs around its patches."""
-        reach = 2 * UP_REACH + stage.spec.degradation.reach + BASELINE_RADIUS
+        how = stage.spec.degradation
+        reach = 2 * UP_REACH + how.reach + _baseline_radius(how)
         baseline = tuple(reach * (f == 2) for f in stage.spec.factor)
         return tuple(max(r, b) for r, b in zip(stage.reach, baseline, strict=True))
 
@@ -106,7 +107,7 @@ class Exam:
     def verdict(self, stage: Stage) -> Verdict:
         """Compare the stage as it will be used with cubic interpolation, and with ten back projections of it."""
         how = stage.spec.degradation
-        kernel = correction_kernel(self.factor, BASELINE, BASELINE_RADIUS, how)
+        kernel = correction_kernel(self.factor, BASELINE, _baseline_radius(how), how)
         taps = torch.from_numpy(kernel).float()[None, None]
         own, cubic, projected = [], [], []
         with torch.inference_mode():
@@ -127,6 +128,10 @@ class Exam:
     @staticmethod
     def _mean(squares: Sequence[float]) -> float:
         return sum(squares) / len(squares)
+
+
+def _baseline_radius(how: Degradation) -> int:
+    return PSF_RADIUS if how.psf else BASELINE_RADIUS
 
 
 def _squares(guess: torch.Tensor, fine: torch.Tensor) -> float:

@@ -16,6 +16,8 @@ BORDER = 2
 """Voxels left out at every face, where what is compared depends on how the volume was continued beyond it."""
 RESOLVED = 1 / 7
 """Correlation down to which detail counts as shared (Rosenthal, Henderson 2003, doi:10.1016/j.jmb.2003.07.013)."""
+FEWEST_SHELLS = 4
+"""Below which there is nothing to tell a resolution from."""
 WINDOW = 7
 """Voxels along each side of the window of SSIM, where the axes are that long."""
 
@@ -108,7 +110,13 @@ def fsc(image: Voxels, reference: Voxels, *, border: int = BORDER) -> tuple[Voxe
     UsageError
         If the shapes differ, or nothing is left inside the border.
     """
-    first, second = (_spectrum(part) for part in _inside(image, reference, 1.0, border))
+    parts = _inside(image, reference, 1.0, border)
+    if max(parts[0].shape) < 2 * FEWEST_SHELLS:
+        raise UsageError(
+            f"volume of {image.shape} voxels: {parts[0].shape} are left inside a border of {border}; one axis needs "
+            f"{2 * FEWEST_SHELLS}. Give a larger volume, or a smaller border."
+        )
+    first, second = (_spectrum(part) for part in parts)
     axes = [np.fft.fftfreq(n) for n in first.shape]
     distance = np.sqrt(sum(f**2 for f in np.meshgrid(*axes, indexing="ij", sparse=True)))
     edges = np.linspace(0, 0.5, max(first.shape) // 2 + 1)

@@ -36,6 +36,8 @@ class Scale:
     """(1, 1, fz·z, fy·y, fx·x) without the margin: what the network shall predict."""
     missing_noise: tuple[float, float]
     """Floor and gain of the variance to add to ``coarse``: ``floor + gain · max(v + shift, 0)``, standardised."""
+    axes: str
+    """Which axis of the volume each of the three is: not z, y, x where another axis stands for z."""
     shift: float
     """What to add to a standardised voxel to get its distance from the offset of the noise."""
 
@@ -91,13 +93,15 @@ class Pairs:
     def hold_back(self) -> tuple[Pairs, Pairs] | None:
         """Split into what to train on and what to judge by: a slab across the longest axis, in its middle.
 
-        No fine voxel of the slab is trained on. None where the slab would be thinner than ``THINNEST``.
+        It is the same slab of the volume at every scale, to a coarse voxel, and no fine voxel of it is trained on. None
+        where it would be thinner than ``THINNEST``.
         """
         learned, held = [], []
+        first = self.scales[0]
+        longest = max(first.axes, key=lambda axis: self._inner(first)[first.axes.index(axis)])
         for scale in self.scales:
-            inner = self._inner(scale)
-            axis = inner.index(max(inner))
-            length = inner[axis]
+            axis = scale.axes.index(longest)
+            length = self._inner(scale)[axis]
             slab = round(length * HELD_BACK)
             if slab < THINNEST:
                 return None
@@ -128,6 +132,7 @@ def make_pairs(
     offsets: Sequence[float],
     scales: Sequence[float],
     how: Degradation = CUBIC,
+    axes: str = SPATIAL,
 ) -> Pairs:
     """Enlarge every channel of ``voxels`` (c, z, y, x; standardised) by every zoom, and reduce it.
 
@@ -145,6 +150,8 @@ def make_pairs(
         Per channel: noise in intensity units, and the constants that standardised it.
     how
         To reduce.
+    axes
+        Of the volume, that the last three of ``voxels`` are.
 
     Raises
     ------
@@ -157,17 +164,18 @@ def make_pairs(
             raise SampleError(f"sample of {n} voxel along {axis}: at least {f} are needed. Use --factor {keep}.")
     made = []
     for (channel, model, offset, scale), zoom in product(zip(voxels, noise, offsets, scales, strict=True), zooms):
-        kept = _noise_kept(factor, zoom, how)
+        kept = noise_kept(factor, zoom, how)
         fine = enlarged(torch.from_numpy(channel)[None, None], factor, zoom)
         made.append(
             Scale(
                 coarse=_padded(reduced(fine, factor, how), margin),
                 fine=fine,
                 missing_noise=((1 - kept) * model.floor / scale**2, (1 - kept) * model.gain / scale),
+                axes=axes,
                 shift=(offset - model.offset) / scale,
             )
         )
-    return Pairs(scales=tuple(made), margin=margin, factor=factor, how=how)
+    return Pairs(scales=tuple(made), margin=margin, factor=factor, how=how, turned=how.down[1] == how.down[2])
 
 
 def enlarged(voxels: torch.Tensor, factor: Shape, zoom: Zoom) -> torch.Tensor:
@@ -198,7 +206,7 @@ def _padded(voxels: torch.Tensor, margin: Shape) -> torch.Tensor:
     return torch.from_numpy(mirror_pad(voxels.numpy(), (0, 0, *margin)))
 
 
-def _noise_kept(factor: Shape, zoom: Zoom, how: Degradation) -> float:
+def noise_kept(factor: Shape, zoom: Zoom, how: Degradation) -> float:
     """Share of the variance of independent noise that is left after enlarging and reducing."""
     generator = torch.Generator().manual_seed(0)
     sizes = [48 if f == 2 else 4 for f in factor]

@@ -25,6 +25,10 @@ FINENESS = 16
 """Samples per coarse voxel of a profile."""
 CUT = 4
 """Standard deviations at which it ends."""
+WIDEST = 64.0
+"""Coarse voxels; a wider PSF is a mistaken unit."""
+MOST_CUT_OFF = 0.02
+"""Share of a profile that may lie beyond what a reduction can reach; a FWHM of 3.5 coarse voxels has 1 %."""
 MOST_LEFT_OUT = 0.5
 """Share of a kernel (root of its energy) that its profiles may leave out. A widefield one leaves out nearly all."""
 KERNEL_BYTES = 2**28
@@ -51,6 +55,12 @@ class Psf:
         positions = (np.arange(len(line)) - len(line) // 2) / FINENESS
         values = np.interp(distances, positions, line, left=0, right=0)
         return np.asarray(values / values.sum() if values.any() else values)
+
+    def cut_off(self, axis: int) -> float:
+        """Tell the share of a profile beyond what a reduction can reach."""
+        line = self.profiles[axis]
+        distance = np.abs(np.arange(len(line)) - len(line) // 2) / FINENESS
+        return float(line[distance > LONGEST / 4].sum() / line.sum())
 
     def degradation(self) -> Degradation:
         """Make the reduction that blurs by this PSF: its weights at the fine voxels around a coarse one."""
@@ -86,6 +96,12 @@ def find_psf(given: Any, grid: Grid) -> Psf | None:
         if not 0 < width < math.inf:
             raise UsageError(f"psf {axis}={width}: a width must be above 0. Give it in the units of the spacing.")
     spacing = dict(zip(grid.axes, grid.spacing, strict=True))
+    for axis, width in widths.items():
+        if width / spacing[axis] > WIDEST:
+            raise UsageError(
+                f"psf {axis}={width:g}: {width / spacing[axis]:.3g} voxels of {spacing[axis]:g}; allowed are at most "
+                f"{WIDEST:g}. Give it in the units of the spacing."
+            )
     return gaussian_psf([widths[axis] / spacing[axis] if axis in widths else 0.0 for axis in SPATIAL])
 
 
@@ -108,10 +124,11 @@ def measured_psf(kernel: npt.NDArray[Any], axes: str = "zyx", *, name: str = "ps
         If it is empty, not finite, constant, or has other axes.
     """
     spatial = sum(axis in SPATIAL for axis in axes)
-    kernel = np.asarray(kernel, np.float64).squeeze() if np.isrealobj(kernel) else np.empty(0)
+    real = kernel.dtype.kind in "buif"
+    kernel = kernel.astype(np.float64).squeeze() if real else np.empty(0)
     if kernel.ndim != spatial or kernel.size == 0 or not np.isfinite(kernel).all():
         raise UsageError(f"{name}: a kernel of {kernel.shape} voxels; {spatial} axes of finite numbers are needed.")
-    bright = np.maximum(kernel.reshape((1,) * (3 - spatial) + kernel.shape) - np.median(kernel), 0)
+    bright = np.maximum(kernel.reshape((1,) * (3 - spatial) + kernel.shape) - _background(kernel), 0)
     total = bright.sum()
     if total == 0:
         raise UsageError(f"{name}: a kernel without a peak. Give one that is brighter than its background.")
@@ -120,6 +137,13 @@ def measured_psf(kernel: npt.NDArray[Any], axes: str = "zyx", *, name: str = "ps
     left_out = float(np.linalg.norm(bright / total - product) / np.linalg.norm(bright / total))
     z, y, x = (_symmetric(line) for line in lines)
     return Psf(profiles=(z, y, x), left_out=left_out)
+
+
+def _background(kernel: npt.NDArray[np.float64]) -> float:
+    """Median of the faces: a kernel that was cut out closely has more peak than background."""
+    inner = np.zeros(kernel.shape, bool)
+    inner[tuple(slice(1, -1) if n > 2 else slice(None) for n in kernel.shape)] = True
+    return float(np.median(kernel[~inner])) if not inner.all() else 0.0
 
 
 def degradation_of(kind: Degrade, psf: Psf | None) -> Degradation:
@@ -141,6 +165,12 @@ def degradation_of(kind: Degrade, psf: Psf | None) -> Degradation:
             f"psf: {psf.left_out:.0%} of the kernel is lost if it is taken for a product of one profile per axis, at "
             f"most {MOST_LEFT_OUT:.0%} may be. Use another --degrade; --psf then sets the scale only."
         )
+    for name, axis in zip(SPATIAL, range(3), strict=True):
+        if psf.cut_off(axis) > MOST_CUT_OFF:
+            raise UsageError(
+                f"psf: {psf.cut_off(axis):.0%} of it along {name} lies beyond {LONGEST // 4} coarse voxels; at most "
+                f"{MOST_CUT_OFF:.0%} may. Use another --degrade; --psf then sets the scale only."
+            )
     return psf.degradation()
 
 

@@ -82,7 +82,8 @@ class Stage(nn.Module):
 
     def _orientations(self) -> list[tuple[list[int], bool]]:
         """List the lateral flips of an ensemble, each with and without the exchange of y and x where both are alike."""
-        square = self.spec.factor[1] == self.spec.factor[2]
+        down = self.spec.degradation.down
+        square = self.spec.factor[1] == self.spec.factor[2] and down[1] == down[2]
         swaps = (False, True) if square else (False,)
         # Points between others are not where they were once the order is reversed.
         points = self.spec.degradation.sampling == "point"

@@ -81,6 +81,8 @@ SETTINGS: Mapping[Preset, TrainSettings] = {
 }
 PLANE_PATCH: Mapping[Preset, Shape] = {"fast": (1, 48, 48), "best": (1, 48, 48), "paper": (1, 32, 32)}
 """Patches of planes, which have no z to learn from."""
+LATERAL: Shape = (1, 2, 2)
+"""What is reduced where lateral axes stand for z."""
 AXIAL_PATCH: Shape = (16, 4, 24)
 """Of four lines of sight: the network sees the first and the last axis only."""
 SNAPSHOTS = 10
@@ -150,6 +152,9 @@ def train(
     per_axis = parse_factor(axial_factor(factor) if axial else factor, volume.grid.axes)
     known = find_psf(psf, volume.grid)
     how = degradation_of(degrade, known)
+    if known and not how.psf and (axial or preset == "paper"):
+        where = "axial" if axial else "preset paper"
+        raise UsageError(f"psf: {where} has its scale from elsewhere. Leave out --psf, or undo it with --degrade psf.")
     design = design_for(volume.grid.axes, per_axis, preset=preset, tolerance=tolerance, degradation=how, axial=axial)
     chosen = read_sample(volume, box=sample, seed=seed)
     settings = _settings(preset, design, steps)
@@ -182,7 +187,7 @@ def design_for(
 
 def axial_factor(factor: Factor) -> Factor:
     """Give one number to z alone."""
-    return {"z": factor} if isinstance(factor, int) else factor
+    return factor if isinstance(factor, (Mapping, Sequence)) else {"z": factor}
 
 
 def train_on_sample(
@@ -236,11 +241,14 @@ def _pairs(
     noise, zoom = [SILENT] * len(voxels), (1.0, 1.0, 1.0)
     if not as_published:
         measured = np.stack([v * n.scale + n.offset for v, n in zip(voxels, constants, strict=True)])
-        noise = [estimate_noise(channel, spec.factor) for channel in measured]
+        reduced = LATERAL if spec.axial else spec.factor
+        noise = [estimate_noise(channel, reduced) for channel in measured]
         if spec.axial:
             zoom = (lateral_zoom(measured, noise, how), 1.0, 1.0)
+        elif psf and not how.psf:  # a reduction that has the blur itself leaves nothing to match
+            zoom = psf_zoom(psf, spec.factor, how)
         else:
-            zoom = psf_zoom(psf, spec.factor, how) if psf else matched_zoom(measured, spec.factor, noise, how)
+            zoom = matched_zoom(measured, spec.factor, noise, how)
     common: dict[str, Any] = {
         "margin": Exam.margin_of(stage),
         "noise": noise,

@@ -6,7 +6,8 @@ from scipy.ndimage import gaussian_filter
 
 from svision_dask.axial import SPREAD, lateral_pairs, lateral_zoom
 from svision_dask.degradation import CUBIC
-from svision_dask.noise_estimate import SILENT
+from svision_dask.errors import SampleError
+from svision_dask.noise_estimate import SILENT, Noise
 
 
 def structure(sigmas: tuple[float, float, float], shape: tuple[int, int, int] = (32, 64, 64)) -> np.ndarray:
@@ -51,3 +52,29 @@ def test_every_channel_and_side_of_the_zoom_has_its_pairs():
     pairs = pairs_of(np.concatenate([structure((1, 1, 1))] * 2), zoom=1.5)
     assert len(pairs.scales) == 2 * 2 * len(SPREAD)
     assert {s.fine.shape[2] for s in pairs.scales} == {int(64 * 1.5 * side) // 2 * 2 for side in SPREAD}
+
+
+@pytest.mark.parametrize("shape", [(12, 64, 64), (12, 80, 64), (12, 64, 80)])
+def test_the_same_slab_of_the_volume_is_held_back_from_y_and_from_x(shape):
+    pairs = pairs_of(np.random.default_rng(0).random((1, *shape), dtype=np.float32))
+    learned, held = pairs.hold_back()
+    assert len(learned.scales) == 2 * len(pairs.scales)
+    cut = set()
+    for whole, slab in zip(pairs.scales, held.scales, strict=True):
+        shares = [n / m for n, m in zip(slab.fine.shape[2:], whole.fine.shape[2:], strict=True)]
+        cut |= {axis for axis, share in zip(whole.axes, shares, strict=True) if share < 1}
+        assert 0.08 < min(shares) < 0.2
+    assert len(cut) == 1
+
+
+@pytest.mark.parametrize("shape", [(1, 24, 24), (8, 1, 24), (8, 24, 1)])
+def test_one_voxel_along_an_axis_is_too_few(shape):
+    with pytest.raises(SampleError, match="axial needs 2 along each axis"):
+        lateral_zoom(np.random.default_rng(0).random((1, *shape), dtype=np.float32), [SILENT])
+
+
+def test_noise_does_not_pass_for_sharpness():
+    clean = 100 * structure((1.0, 1.0, 1.0), (48, 96, 96)) / structure((1.0, 1.0, 1.0), (48, 96, 96)).std()
+    noisy = clean + np.random.default_rng(1).normal(0, 60, clean.shape).astype(np.float32)
+    noise = Noise(floor=3600.0, gain=0.0)
+    assert lateral_zoom(noisy, [noise]) == pytest.approx(lateral_zoom(clean, [SILENT]), rel=0.15)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,6 +62,13 @@ def test_channels_are_compared_each_with_its_own():
 
 def test_a_model_that_does_not_say_what_it_saw_is_not_judged():
     assert drift(tiny((2, 2, 2)), volume()) == []
+
+
+@pytest.mark.parametrize(
+    "odd", [5, "abc", {"a": 1}, [5], [["a", "b", "c"]], [[1, 2]], [[1, 2, float("nan")]], [[1, 2, -1]]]
+)
+def test_what_a_model_file_says_of_its_sample_is_not_trusted(model, odd):
+    assert drift(replace(model, provenance={**model.provenance, "roughness": odd}), volume(offset=1e6)) == []
 
 
 def test_a_volume_without_contrast_is_said_not_to_compare(model):

@@ -153,3 +153,9 @@ def test_gain_and_offset_do_not_matter_to_the_correlation_and_its_sign_does():
     assert fsc_resolution(voxels, voxels) == 2
     assert fsc_resolution(-voxels, voxels) == np.inf
     assert fsc_resolution(np.zeros_like(voxels), voxels) == np.inf
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 5, 5), (10, 10, 10)])
+def test_too_few_voxels_have_no_resolution(shape):
+    with pytest.raises(UsageError, match="one axis needs 8"):
+        fsc_resolution(np.zeros(shape), np.zeros(shape))

@@ -189,3 +189,16 @@ def test_what_is_held_back_is_never_trained_on_and_nothing_else_is_lost(shape):
 
 def test_a_volume_too_small_to_spare_a_slab_holds_nothing_back():
     assert pairs_of(random_voxels((8, 20, 24))).hold_back() is None
+
+
+def test_the_same_slab_is_held_back_at_every_scale():
+    voxels = random_voxels((64, 64, 64))
+    zooms = [(1.22, 1.38, 1.3), (1.3, 1.22, 1.38), (1.38, 1.3, 1.22)]  # the longest axis differs
+    pairs = make_pairs(
+        voxels[None], factor=(2, 2, 2), margin=(3, 3, 3), zooms=zooms, noise=[SILENT], offsets=[0.0], scales=[1.0]
+    )
+    learned, held = pairs.hold_back()
+    sizes = [(slab.fine.shape[2:], whole.fine.shape[2:]) for slab, whole in zip(held.scales, pairs.scales, strict=True)]
+    cut = [tuple(n < m / 2 for n, m in zip(slab, whole, strict=True)) for slab, whole in sizes]
+    assert set(cut) == {(False, True, False)}  # y is the longest at the first scale
+    assert len(learned.scales) == 6

@@ -92,6 +92,9 @@ def test_the_reduction_blurs_like_the_psf(fwhm):
         (np.full((3, 3, 3), np.nan), "finite numbers are needed"),
         (np.ones((3, 3)), r"a kernel of \(3, 3\) voxels; 3 axes"),
         (np.ones((3, 3, 3), complex), "finite numbers are needed"),
+        (np.array([["a"]]), "finite numbers are needed"),
+        (1e308, r"at most 64\. Give it in the units of the spacing"),
+        ({"z": 200, "y": 1, "x": 1}, r"psf z=200: 100 voxels of 2; allowed are at most 64"),
         ("missing.tif", "neither a width nor a file"),
     ],
 )
@@ -120,6 +123,18 @@ def test_a_matlab_file_of_several_arrays_is_refused(tmp_path):
     savemat(tmp_path / "psf.mat", {"a": np.ones((3, 3, 3)), "b": np.ones((3, 3, 3))})
     with pytest.raises(UsageError, match="2 arrays; a kernel file has one"):
         find_psf(tmp_path / "psf.mat", GRID)
+
+
+def test_a_psf_too_wide_to_be_undone_is_refused():
+    degradation_of("psf", gaussian_psf((3.5, 3.5, 3.5)))
+    with pytest.raises(UsageError, match=r"\d+% of it along y lies beyond 4 coarse voxels"):
+        degradation_of("psf", gaussian_psf((1, 6, 1)))
+
+
+def test_a_kernel_that_was_cut_out_closely_keeps_its_width():
+    whole = gaussian_kernel((2.0, 2.0, 2.0), (13, 13, 13), (6, 6, 6))
+    psf = measured_psf(whole + 5)
+    assert psf.fwhm == pytest.approx([2 * FWHM_OF_SIGMA] * 3, rel=0.05)
 
 
 @pytest.mark.parametrize("kind", ["cubic", "box", "point"])

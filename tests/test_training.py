@@ -265,6 +265,9 @@ def test_a_known_psf_sets_the_scale_and_can_be_undone():
     narrow, wide = (train(volume, psf=tuple(width * spacing), steps=1).provenance for width in (1, 3))
     assert wide["psf_fwhm"] == pytest.approx((3, 3, 3), rel=0.01)
     assert all(1 < a < b < 1.7 for a, b in zip(narrow["zoom"][0], wide["zoom"][0], strict=True))
+    for other in ({"axial": True}, {"preset": "paper"}):
+        with pytest.raises(UsageError, match="has its scale from elsewhere"):
+            train(volume, psf=tuple(spacing), steps=1, **other)
     undone = train(volume, psf=tuple(1.5 * spacing), degrade="psf", factor=4, steps=1)
     assert [stage.spec.degradation.kind for stage in undone.stages] == ["psf", "cubic"]
 
