@@ -18,7 +18,7 @@ from svision_dask.stage import Stage, correction, trim
 PATCH = {2: (1, 64, 64), 3: (16, 24, 24)}
 """Coarse voxels (z, y, x) of each patch that is judged, in planes and in volumes."""
 BATCH, BATCHES = 4, 2
-"""Patches in a batch, and batches per channel: some 10⁵ coarse voxels tell hundredths of a decibel."""
+"""Patches in a batch, and batches, but one at least per scale and channel: 10⁵ voxels tell hundredths of a decibel."""
 BASELINE = 10
 """Back projections of the baseline, as in the published system."""
 BASELINE_RADIUS, PSF_RADIUS = 6, 12
@@ -74,7 +74,7 @@ class Exam:
         """Draw the patches; they are the same for the same pairs."""
         rng = np.random.default_rng(0)
         patch = PATCH[2 if stage.network.planar else 3]
-        drawn = [pairs.draw(rng, patch, BATCH, pairs.margin) for _ in range(BATCHES * len(pairs.scales))]
+        drawn = [pairs.draw(rng, patch, BATCH, pairs.margin) for _ in range(max(BATCHES, len(pairs.scales)))]
         return Exam(
             patches=drawn,
             margin=pairs.margin,
