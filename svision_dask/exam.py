@@ -85,8 +85,12 @@ class Exam:
 
     def loss(self, stage: Stage) -> float:
         """Mean squared error of one pass of the network, without back projection: what training lowers."""
+        needed = tuple(max(r, UP_REACH * (f == 2)) for r, f in zip(stage.network.reach, self.factor, strict=True))
+        unused = tuple(m - n for m, n in zip(self.margin, needed, strict=True))
         with torch.inference_mode():
-            return self._mean([_squares(stage.predict(c, one_pass=True), fine) for c, fine in self.patches])
+            return self._mean(
+                [_squares(stage.predict(trim(c, unused), one_pass=True), fine) for c, fine in self.patches]
+            )
 
     def damping(self, stage: Stage) -> float:
         """Find the share of the back projection, from 0 to 1, that brings the patches closest to their fine voxels.
