@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from svision_dask.architecture import PRESETS, Architecture
 from svision_dask.arguments import parse_box, parse_lengths, parse_numbers, parse_size, parse_tolerance
 from svision_dask.console import Commands, Update, image_facts, image_lines, plan_lines, progress, training_lines
-from svision_dask.degradation import DEGRADES
+from svision_dask.degradation import DEGRADES, NOISE_MODELS
 from svision_dask.errors import UsageError
 from svision_dask.plan import VERSIONS, Plan, Wishes
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 Given = dict[str, Any]
 """What was given for the options of a command, by name."""
-LEARNING = ("factor", "axial", "preset", "sample", "degrade", "psf", "seed", "steps", "halo")
+LEARNING = ("factor", "axial", "preset", "sample", "degrade", "psf", "noise", "seed", "steps", "halo")
 """Options that a trained model has settled already."""
 KERNELS = (".tif", ".tiff", ".npy", ".mat")
 """Files that a measured PSF may come in."""
@@ -74,6 +74,13 @@ learning = _options(
         default="auto",
         show_default=True,
         help="Width (FWHM) of the PSF in units of the spacing: 0.5 or z=2,y=0.5,x=0.5; or a .tif, .npy or .mat of it.",
+    ),
+    click.option(
+        "--noise",
+        type=click.Choice(NOISE_MODELS),
+        default="auto",
+        show_default=True,
+        help="Noise of the detector: measured on the sample and matched in training, or taken for none.",
     ),
     click.option("--sample", help="Sub-volume to learn from, start:stop per axis; chosen by default."),
     click.option(
@@ -350,6 +357,7 @@ def _train(volume: Volume, given: Given) -> Model:
             tolerance=parse_tolerance(given["halo"], option="--halo"),
             degrade=given["degrade"],
             psf=_psf(given),
+            noise=given["noise"],
             axial=given["axial"],
             on_step=show,
         )

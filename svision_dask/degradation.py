@@ -14,6 +14,9 @@ Taps = tuple[float, ...]
 Degrade = Literal["cubic", "box", "point", "psf"]
 DEGRADES: tuple[Degrade, ...] = ("cubic", "box", "point", "psf")
 Sampling = Literal["area", "point"]
+NoiseModel = Literal["auto", "none"]
+NOISE_MODELS: tuple[NoiseModel, ...] = ("auto", "none")
+"""What training may be told of the detector's noise; the first is to measure it."""
 
 UP_REACH = 2
 """Coarse voxels per side that interpolation uses up."""

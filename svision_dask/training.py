@@ -11,23 +11,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
-from svision_dask.architecture import Architecture, Preset, architecture
+from svision_dask.architecture import Architecture, Preset, StageSpec, architecture
 from svision_dask.axial import lateral_pairs, lateral_zoom
-from svision_dask.degradation import CUBIC, UP_REACH, Degradation, Degrade
+from svision_dask.degradation import CUBIC, NOISE_MODELS, Degradation, Degrade, NoiseModel
 from svision_dask.drift import typical_roughness
-from svision_dask.errors import SampleError, UsageError
-from svision_dask.exam import Exam, Verdict
+from svision_dask.errors import UsageError
+from svision_dask.exam import Exam
+from svision_dask.fitting import SETTINGS, TrainSettings, settings_for, train_stage
 from svision_dask.geometry import SPATIAL, Factor, Shape, parse_factor, spatial_shape
 from svision_dask.model import Model, Normalisation
-from svision_dask.noise_estimate import SILENT, estimate_noise
-from svision_dask.pairs import Pairs, make_pairs
+from svision_dask.noise_estimate import SILENT, Noise, estimate_noise
+from svision_dask.pairs import Pairs, Zoom, make_pairs
 from svision_dask.psf import Psf, degradation_of, find_psf
-from svision_dask.resample import kernel_radius, upsample
+from svision_dask.resample import kernel_radius
 from svision_dask.sample import Sample, read_sample
 from svision_dask.self_check import self_check
-from svision_dask.stage import Stage, trim
+from svision_dask.stage import Stage
 from svision_dask.volume import Volume, middle, mirror_pad
 from svision_dask.zoom import around, matched_zoom, psf_zoom
 
@@ -35,22 +35,6 @@ TOLERANCE = 1e-4
 """Where the kernel of repeated back projection is cut, as a share of the range."""
 SECOND_STAGE_VOXELS = 64 * 128 * 128
 """Coarse voxels that are enhanced by the first stage to train the second."""
-REPORTS = 100
-"""Points of the loss curve that are kept in the model."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """How one stage is trained."""
-
-    steps: int
-    batch: int
-    patch: Shape
-    """Coarse voxels (z, y, x) that the network predicts from; it sees its halo on top."""
-    learning_rate: float
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    as_published: bool = False
-    """Without what goes beyond the paper: matched zoom and noise of the pairs, and fitted damping."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,32 +49,8 @@ class Progress:
     """Running mean, in units of the squared residual."""
 
 
-SETTINGS: Mapping[Preset, TrainSettings] = {
-    # Smaller patches than the paper's see more places per second; a robust loss keeps the brightest voxels from ruling.
-    "fast": TrainSettings(steps=600, batch=8, patch=(12, 12, 12), learning_rate=3e-3, loss=F.smooth_l1_loss),
-    "best": TrainSettings(steps=1500, batch=8, patch=(12, 12, 12), learning_rate=2e-3, loss=F.smooth_l1_loss),
-    # Section 2.1 of the paper: 64×64×8 patches in batches of 8, L2, 1 500 steps; deeper here than the network's reach.
-    "paper": TrainSettings(
-        steps=1500,
-        batch=8,
-        patch=(8, 32, 32),
-        learning_rate=1e-4,
-        loss=F.mse_loss,
-        as_published=True,
-    ),
-}
-PLANE_PATCH: Mapping[Preset, Shape] = {"fast": (1, 48, 48), "best": (1, 48, 48), "paper": (1, 32, 32)}
-"""Patches of planes, which have no z to learn from."""
 LATERAL: Shape = (1, 2, 2)
 """What is reduced where lateral axes stand for z."""
-AXIAL_PATCH: Shape = (16, 4, 24)
-"""Of four lines of sight: the network sees the first and the last axis only."""
-SNAPSHOTS = 10
-"""How often the network is judged while it learns; the best one is kept."""
-ATTEMPTS = 3
-"""How often to begin anew, from other weights, with a network that has learned nothing."""
-FAIR_TRIAL = 50
-"""Steps below which nobody can say whether a network would have learned."""
 
 
 def train(
@@ -104,6 +64,7 @@ def train(
     tolerance: float = TOLERANCE,
     degrade: Degrade = "cubic",
     psf: Any = None,
+    noise: NoiseModel = "auto",
     axial: bool = False,
     on_step: Callable[[Progress], None] | None = None,
 ) -> Model:
@@ -133,6 +94,9 @@ def train(
         Of the microscope: its full width at half maximum in the units of the spacing, one for all axes, one each, or by
         name; or a measured kernel, or the path of one, in voxels of the volume's size. It sets the scale to train at,
         which is measured on the volume by default (``"auto"``).
+    noise
+        Of the detector: reduction averages it away, so ``"auto"`` gives the pairs as much as is measured on the sample;
+        ``"none"`` takes the volume for clean.
     axial
         Refine z only, by what the lateral planes teach: for stacks of few planes. A ``factor`` of one number is z's.
     on_step
@@ -149,6 +113,8 @@ def train(
         raise UsageError(f"{steps} steps: training needs at least 1. Use --steps {SETTINGS['fast'].steps}.")
     if seed < 0:
         raise UsageError(f"seed {seed}: allowed are 0 and above. Use --seed 0.")
+    if noise not in NOISE_MODELS:
+        raise UsageError(f"noise {noise!r}: allowed are {', '.join(NOISE_MODELS)}. Use --noise auto.")
     per_axis = parse_factor(axial_factor(factor) if axial else factor, volume.grid.axes)
     known = find_psf(psf, volume.grid)
     how = degradation_of(degrade, known)
@@ -157,7 +123,8 @@ def train(
         raise UsageError(f"psf: {where} has its scale from elsewhere. Leave out --psf, or undo it with --degrade psf.")
     design = design_for(volume.grid.axes, per_axis, preset=preset, tolerance=tolerance, degradation=how, axial=axial)
     chosen = read_sample(volume, box=sample, seed=seed)
-    settings = _settings(preset, design, steps)
+    settings = settings_for(preset, design, steps)
+    settings = replace(settings, match_noise=settings.match_noise and noise == "auto")
     about = {"preset": preset, "input": volume.name, "psf_fwhm": known.fwhm if known else None}
     model = train_on_sample(chosen, design, settings, seed=seed, psf=known, on_step=on_step, about=about)
     checked = self_check(model, chosen)
@@ -209,7 +176,7 @@ def train_on_sample(
             voxels = _enhanced(middle(voxels, _at_most(voxels.shape[1:], SECOND_STAGE_VOXELS)), stages[-1], design.axes)
         stage = Stage(spec, design.axes)
         known = psf if number == 0 else None
-        pairs, note = _pairs(stage, voxels, sample.normalisation, known, as_published=settings.as_published)
+        pairs, note = _pairs(stage, voxels, sample.normalisation, known, settings)
         report = _reporter(on_step, number, len(design.stages), settings.steps)
         verdict, curve = train_stage(stage, pairs, settings, seed=seed + number, report=report)
         notes.append({**note, "verdict": asdict(verdict), "loss": curve})
@@ -233,22 +200,16 @@ def _pairs(
     voxels: npt.NDArray[np.float32],
     constants: Sequence[Normalisation],
     psf: Psf | None,
-    *,
-    as_published: bool,
+    settings: TrainSettings,
 ) -> tuple[Pairs, dict[str, Any]]:
     """Make what a stage is trained on from standardised voxels (c, z, y, x), and say at which scale and noise."""
     spec, how = stage.spec, stage.spec.degradation
+    measured = np.stack([v * n.scale + n.offset for v, n in zip(voxels, constants, strict=True)])
     noise, zoom = [SILENT] * len(voxels), (1.0, 1.0, 1.0)
-    if not as_published:
-        measured = np.stack([v * n.scale + n.offset for v, n in zip(voxels, constants, strict=True)])
-        reduced = LATERAL if spec.axial else spec.factor
-        noise = [estimate_noise(channel, reduced) for channel in measured]
-        if spec.axial:
-            zoom = (lateral_zoom(measured, noise, how), 1.0, 1.0)
-        elif psf and not how.psf:  # a reduction that has the blur itself leaves nothing to match
-            zoom = psf_zoom(psf, spec.factor, how)
-        else:
-            zoom = matched_zoom(measured, spec.factor, noise, how)
+    if settings.match_noise:
+        noise = [estimate_noise(channel, LATERAL if spec.axial else spec.factor) for channel in measured]
+    if settings.match_zoom:
+        zoom = _zoom(spec, measured, noise, psf)
     common: dict[str, Any] = {
         "margin": Exam.margin_of(stage),
         "noise": noise,
@@ -259,105 +220,16 @@ def _pairs(
     if spec.axial:
         pairs = lateral_pairs(voxels, zoom=zoom[0], **common)
     else:
-        pairs = make_pairs(voxels, factor=spec.factor, zooms=around(zoom), **common)
+        pairs = make_pairs(voxels, factor=spec.factor, zooms=around(zoom, settings.spread), **common)
     return pairs, {"noise": [asdict(n) for n in noise], "zoom": zoom}
 
 
-def train_stage(
-    stage: Stage, pairs: Pairs, settings: TrainSettings, *, seed: int, report: Callable[[int, float], None]
-) -> tuple[Verdict, list[float]]:
-    """Fit one stage's network to the residual that cubic interpolation leaves, judged by pairs that are held back.
-
-    A network that has learned nothing, because it died or diverged, begins anew from other weights.
-
-    Returns
-    -------
-    tuple of Verdict and list of float
-        What the stage is worth, and the loss curve.
-
-    Raises
-    ------
-    SampleError
-        If the loss is not a number any more, whatever the weights it began from.
-    """
-    split = pairs.hold_back()
-    learned, held = split or (pairs, pairs)
-    exam = Exam.of(held, stage, held_back=split is not None)
-    stage.residual_scale = _residual_scale(learned)
-    attempts = []
-    for attempt in range(ATTEMPTS):
-        curve = _fit(stage, learned, exam, settings, seed=seed + 1000 * attempt, report=report)
-        if stage.spec.back_projections and not settings.as_published:
-            stage.damping = exam.damping(stage)
-        verdict = exam.verdict(stage)
-        if math.isfinite(verdict.stage):
-            attempts.append((verdict, curve, _copied(stage), stage.damping))
-            if verdict.trained or settings.steps < FAIR_TRIAL:
-                break
-    if not attempts:
-        raise SampleError("training diverged: the loss is not a number. Try another --sample or --seed.")
-    verdict, curve, weights, stage.damping = min(attempts, key=lambda made: made[0].stage)
-    stage.network.load_state_dict(weights)
-    stage.eval().requires_grad_(requires_grad=False)
-    return verdict, curve
-
-
-def _fit(
-    stage: Stage,
-    pairs: Pairs,
-    exam: Exam,
-    settings: TrainSettings,
-    *,
-    seed: int,
-    report: Callable[[int, float], None],
-) -> list[float]:
-    """Train from new weights, and keep those that did best in the exam; returns the loss curve."""
-    rng = np.random.default_rng(seed)
-    stage.network.start(torch.Generator().manual_seed(seed))
-    optimizer = torch.optim.Adam(stage.network.parameters(), lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings.steps))
-    running, curve, best = math.nan, [], (math.inf, stage.network.state_dict())
-    for step in range(settings.steps):
-        coarse, fine = pairs.draw(rng, settings.patch, settings.batch, stage.network.reach)
-        wanted = (fine - interpolated(coarse, stage)) / stage.residual_scale
-        loss = settings.loss(stage.one_pass(coarse), wanted)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
-        torch.nn.utils.clip_grad_norm_(stage.network.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        running = loss.item() if math.isnan(running) else 0.98 * running + 0.02 * loss.item()
-        report(step, running)
-        if step % max(1, settings.steps // REPORTS) == 0:
-            curve.append(float(f"{running:.6g}"))
-        if (step + 1) % max(1, settings.steps // SNAPSHOTS) == 0 or step + 1 == settings.steps:
-            best = min(best, (exam.loss(stage), _copied(stage)), key=lambda judged: judged[0])
-    stage.network.load_state_dict(best[1])
-    return curve
-
-
-def _copied(stage: Stage) -> dict[str, torch.Tensor]:
-    return {name: weight.clone() for name, weight in stage.network.state_dict().items()}
-
-
-def interpolated(coarse: torch.Tensor, stage: Stage) -> torch.Tensor:
-    """Apply cubic interpolation to the part of ``coarse`` that the network predicts."""
-    factor = stage.spec.factor
-    margin = tuple(h - UP_REACH * (f == 2) for h, f in zip(stage.network.reach, factor, strict=True))
-    return upsample(trim(coarse, margin), factor, stage.spec.degradation)
-
-
-def _residual_scale(pairs: Pairs) -> float:
-    """Root mean square of what cubic interpolation leaves, over all channels, in standardised units."""
-    spare = tuple(m - UP_REACH * (f == 2) for m, f in zip(pairs.margin, pairs.factor, strict=True))
-    interpolations = (upsample(trim(s.coarse, spare), pairs.factor, pairs.how) for s in pairs.scales)
-    squares = [float((s.fine - i).square().mean()) for s, i in zip(pairs.scales, interpolations, strict=True)]
-    return max(math.sqrt(sum(squares) / len(squares)), 1e-6)
-
-
-def _rate(step: int, steps: int) -> float:
-    """Twenty steps of warm-up, then half a cosine down to one percent."""
-    return min(1.0, (step + 1) / 20) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / max(steps, 1))))
+def _zoom(spec: StageSpec, voxels: npt.NDArray[np.float32], noise: Sequence[Noise], psf: Psf | None) -> Zoom:
+    if spec.axial:
+        return lateral_zoom(voxels, noise, spec.degradation), 1.0, 1.0
+    if psf and not spec.degradation.psf:  # a reduction that has the blur itself leaves nothing to match
+        return psf_zoom(psf, spec.factor, spec.degradation)
+    return matched_zoom(voxels, spec.factor, noise, spec.degradation)
 
 
 def _enhanced(voxels: npt.NDArray[np.float32], stage: Stage, axes: str) -> npt.NDArray[np.float32]:
@@ -373,15 +245,6 @@ def _at_most(shape: Shape, limit: int) -> Shape:
     while math.prod(size) > limit:
         size[size.index(max(size))] = -(-max(size) // 2)
     return tuple(size)
-
-
-def _settings(preset: Preset, design: Architecture, steps: int | None) -> TrainSettings:
-    settings = SETTINGS[preset]
-    if design.axes == "yx":
-        settings = replace(settings, patch=PLANE_PATCH[preset])
-    if design.stages[0].axial:
-        settings = replace(settings, patch=AXIAL_PATCH)
-    return settings if steps is None else replace(settings, steps=steps)
 
 
 def _reporter(

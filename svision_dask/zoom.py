@@ -94,13 +94,13 @@ def psf_zoom(psf: Psf, factor: Shape, how: Degradation = CUBIC) -> Zoom:
     return matched_zoom(reduced(seen, (2, 2, 2), how)[0].numpy(), factor, [SILENT], how)
 
 
-def around(zoom: Zoom) -> tuple[Zoom, ...]:
+def around(zoom: Zoom, spread: float = SPREAD) -> tuple[Zoom, ...]:
     """List three scales next to ``zoom``, each axis a little off by another amount; axes that keep theirs keep it.
 
     Every voxel then lies elsewhere between its neighbours, so that a network learns less of a few planes by heart.
     """
     z, y, x = zoom
-    shifts = ((-SPREAD, SPREAD, 0.0), (0.0, -SPREAD, SPREAD), (SPREAD, 0.0, -SPREAD))
+    shifts = ((-spread, spread, 0.0), (0.0, -spread, spread), (spread, 0.0, -spread))
     return tuple(dict.fromkeys((_off(z, dz), _off(y, dy), _off(x, dx)) for dz, dy, dx in shifts))
 
 

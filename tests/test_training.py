@@ -10,6 +10,7 @@ from svision_dask import baselines
 from svision_dask.degradation import Degradation
 from svision_dask.errors import SampleError, UsageError
 from svision_dask.exam import Exam, Verdict
+from svision_dask.fitting import FAIR_TRIAL, SETTINGS, train_stage
 from svision_dask.geometry import Grid
 from svision_dask.model import Model
 from svision_dask.noise_estimate import Noise
@@ -18,7 +19,7 @@ from svision_dask.resample import degrade, kernel_radius, upsample
 from svision_dask.sample import read_sample
 from svision_dask.simulate import Phantom, as_volume
 from svision_dask.stage import Stage
-from svision_dask.training import FAIR_TRIAL, SETTINGS, Progress, design_for, train, train_on_sample, train_stage
+from svision_dask.training import Progress, design_for, train, train_on_sample
 from svision_dask.volume import Volume, mirror_pad
 
 
@@ -192,6 +193,17 @@ def test_a_model_says_how_it_came_about():
     (verdict,) = about["verdict"]
     assert verdict["held_back"]
     assert min(verdict["stage"], verdict["cubic"], verdict["back_projected"]) > 0
+
+
+def test_noise_is_matched_unless_told_that_there_is_none():
+    rng = np.random.default_rng(0)
+    volume = volume_of(rng.normal(100, 10, (24, 48, 48)).astype(np.float32))
+    ((measured,),) = train(volume, steps=1).provenance["noise"]
+    assert 80 < measured["floor"] + measured["gain"] * (100 - measured["offset"]) < 120  # the variance
+    ((none,),) = train(volume, steps=1, noise="none").provenance["noise"]
+    assert (none["floor"], none["gain"]) == (0, 0)
+    with pytest.raises(UsageError, match="noise 'white'"):
+        train(volume, noise="white")  # type: ignore[arg-type]
 
 
 def test_a_network_that_learns_nothing_begins_anew_and_the_best_attempt_is_kept(monkeypatch):
