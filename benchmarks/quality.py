@@ -13,17 +13,16 @@ fine voxels, of the finest detail shared with the truth.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from environment import environment
+from rows import RESULTS, SEEDS, Row, Rows, collect, spread
 from volumes import DECIMATED, TUNING, UNTOUCHED, VOLUMES, Case
 
 from svision_dask.architecture import Preset, StageSpec
@@ -39,15 +38,14 @@ from svision_dask.training import design_for, train
 from svision_dask.volume import Volume, mirror_pad
 
 Voxels = npt.NDArray[np.float32]
-Row = dict[str, Any]
 
-RESULTS = Path(__file__).parent / "results"
 PRESETS = ("paper", "fast", "best")
 METHODS = ("cubic", "cubic + BP", *PRESETS, "oracle")
 AXIAL = ("cubic", "cubic + BP", "fast", "axial", "best axial")
 """Where planes were left out; the axial rows are the presets with ``--axial``."""
 EVERY = tuple(dict.fromkeys((*METHODS, *AXIAL)))
-SEEDS = (0, 1, 2)
+WITHOUT = (("beads ×4", "oracle"), ("rods ×4", "oracle"))
+"""The oracle has one stage."""
 JUDGED = {
     "beads ×4": ("recall", "precision", "fwhm_lateral", "fwhm_axial"),
     "dendrite": ("spines", "spines_found"),
@@ -157,7 +155,7 @@ def as_volume(voxels: Voxels) -> Volume:
     return Volume.from_source(voxels, grid, chunks=voxels.shape, name="benchmark")
 
 
-def table(rows: Mapping[str, Row]) -> str:
+def table(rows: Rows) -> str:
     """Write mean and spread over the seeds as Markdown, both halves of the volumes apart."""
     lines = ["# Quality", "", *(__doc__ or "").strip().splitlines()[2:], ""]
     for title, names, methods in (
@@ -177,7 +175,7 @@ def table(rows: Mapping[str, Row]) -> str:
     return "\n".join([*lines, legend, "", *_judged(rows)])
 
 
-def _judged(rows: Mapping[str, Row]) -> Iterable[str]:
+def _judged(rows: Rows) -> Iterable[str]:
     """Beads and spines, which few volumes have."""
     for volume, keys in JUDGED.items():
         yield from (
@@ -197,22 +195,28 @@ def _judged(rows: Mapping[str, Row]) -> Iterable[str]:
 def _cell(rows: Sequence[Row]) -> str:
     if not rows:
         return ""
-    keys = ("psnr", "clipped", "ssim", "fsc", "train_seconds")
+    keys = ("clipped", "ssim", "fsc", "train_seconds")
     mean = {key: statistics.fmean(row[key] for row in rows) for key in keys}
-    half = (max(row["psnr"] for row in rows) - min(row["psnr"] for row in rows)) / 2
-    spread = f" ± {half:.2f}" if len(rows) > 1 else ""
-    text = f"{mean['psnr']:.2f}{spread} / {mean['clipped']:.2f} / {mean['ssim']:.3f} / {mean['fsc']:.1f}"
+    psnrs = spread(row["psnr"] for row in rows)
+    text = f"{psnrs} / {mean['clipped']:.2f} / {mean['ssim']:.3f} / {mean['fsc']:.1f}"
     return text + (f", {mean['train_seconds']:.0f} s" if mean["train_seconds"] >= 1 else "")
 
 
-def _wanted(given: argparse.Namespace, done: Mapping[str, Row]) -> Iterable[tuple[str, str, int]]:
+def _wanted(given: argparse.Namespace) -> Iterable[tuple[str, Callable[[], Row]]]:
     for name in given.volumes:
         for method in given.methods:
-            if method not in (AXIAL if name in DECIMATED else METHODS):
+            if method not in (AXIAL if name in DECIMATED else METHODS) or (name, method) in WITHOUT:
                 continue
             for seed in given.seeds if not method.startswith("cubic") else (0,):
-                if given.again or f"{name}, {method}, {seed}" not in done:
-                    yield name, method, seed
+                yield f"{name}, {method}, {seed}", partial(_row, name, method, seed)
+
+
+def _row(name: str, method: str, seed: int) -> Row:
+    return {"volume": name, "method": method, "seed": seed, **measure(VOLUMES[name](), method, seed)}
+
+
+def _publish(rows: Rows, path: Path) -> None:
+    path.with_suffix(".md").write_text(table(rows), encoding="utf-8")
 
 
 def main() -> None:
@@ -224,17 +228,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--again", action="store_true")
     given = parser.parse_args()
-    rows = json.loads(given.output.read_text())["rows"] if given.output.exists() else {}
-    for name, method, seed in _wanted(given, rows):
-        case = VOLUMES[name]()
-        if method == "oracle" and max(parse_factor(case.factor, "zyx")) > 2:
-            continue
-        row = {"volume": name, "method": method, "seed": seed, **measure(case, method, seed)}
-        rows[f"{name}, {method}, {seed}"] = row
-        print(f"{name}, {method}, seed {seed}: {row['psnr']:.2f} dB / {row['ssim']:.3f}", flush=True)
-        report = {"environment": environment(), "rows": rows}
-        given.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        given.output.with_suffix(".md").write_text(table(rows), encoding="utf-8")
+    collect(given.output, _wanted(given), _publish, again=given.again)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,15 @@ the whole volume is enhanced. The largest samples are the whole volume.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from environment import environment
-from quality import RESULTS, SEEDS, as_volume, refined
+from quality import as_volume, refined
+from rows import RESULTS, SEEDS, Row, Rows, collect
 from volumes import VOLUMES, Case, phantom
 
 from svision_dask.baselines import cubic_back_projected
@@ -24,8 +24,6 @@ from svision_dask.errors import SampleError
 from svision_dask.metrics import psnr
 from svision_dask.sample import informative_box
 from svision_dask.training import train
-
-Row = dict[str, Any]
 
 EXTENTS = ((8, 16, 16), (12, 24, 24), (16, 32, 32), (24, 48, 48), (32, 64, 64), (48, 96, 96), (96, 256, 256))
 """Coarse voxels (z, y, x) of the samples, at most."""
@@ -54,7 +52,7 @@ def measure(case: Case, extent: tuple[int, ...], place: str, seed: int) -> Row:
     }
 
 
-def plot(rows: Mapping[str, Row], path: Path) -> None:
+def plot(rows: Rows, path: Path) -> None:
     """Draw mean and range over the seeds."""
     from matplotlib.figure import Figure
 
@@ -75,11 +73,29 @@ def plot(rows: Mapping[str, Row], path: Path) -> None:
                 axes.axhline(r["psnr"], color="0.5", linestyle="--", label="cubic + back projection")
         axes.set(xscale="log", title=name, xlabel="training voxels", ylabel="PSNR (dB)")
         axes.legend(loc="lower right")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path.with_suffix(".png"), dpi=110)
 
 
-def _wanted(seeds: Iterable[int]) -> Iterable[tuple[str, tuple[int, ...], str, int]]:
-    return ((name, e, place, seed) for name in CASES for seed in seeds for e in EXTENTS for place in PLACES)
+def _wanted(seeds: Iterable[int]) -> Iterable[tuple[str, Callable[[], Row]]]:
+    for name in CASES:
+        yield f"{name}, cubic + BP", partial(_baseline, name)
+        for seed, extent, place in product(seeds, EXTENTS, PLACES):
+            yield f"{name}, {'×'.join(map(str, extent))}, {place}, {seed}", partial(_row, name, extent, place, seed)
+
+
+@cache
+def _case(name: str) -> Case:
+    return CASES[name]()
+
+
+def _row(name: str, extent: tuple[int, ...], place: str, seed: int) -> Row:
+    return {"volume": name, "place": place, "seed": seed, **measure(_case(name), extent, place, seed)}
+
+
+def _baseline(name: str) -> Row:
+    case = _case(name)
+    both = [cubic_back_projected(case.coarse, 2, clamp=clamp) for clamp in (False, True)]
+    return {"volume": name, "psnr": max(psnr(p, case.truth, data_range=1) for p in both)}
 
 
 def main() -> None:
@@ -88,22 +104,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "samples.json")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     given = parser.parse_args()
-    rows = json.loads(given.output.read_text())["rows"] if given.output.exists() else {}
-    cases: dict[str, Case] = {}
-    for name, extent, place, seed in _wanted(given.seeds):
-        key = f"{name}, {'×'.join(map(str, extent))}, {place}, {seed}"
-        if key in rows:
-            continue
-        case = cases.setdefault(name, CASES[name]())
-        if f"{name}, cubic + BP" not in rows:
-            both = [cubic_back_projected(case.coarse, 2, clamp=clamp) for clamp in (False, True)]
-            best = max(psnr(p, case.truth, data_range=1) for p in both)
-            rows[f"{name}, cubic + BP"] = {"volume": name, "psnr": best}
-        rows[key] = {"volume": name, "place": place, "seed": seed, **measure(case, extent, place, seed)}
-        print(f"{key}: {rows[key]['psnr']} dB", flush=True)
-        report = {"environment": environment(), "rows": rows}
-        given.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        plot(rows, given.output.with_suffix(".png"))
+    collect(given.output, _wanted(given.seeds), plot)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,14 @@ and bright and dim volumes, as near the surface and deep in tissue.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from environment import environment
-from quality import RESULTS, SEEDS, as_volume, refined
+from quality import as_volume, refined
+from rows import RESULTS, SEEDS, Row, Rows, collect, spread
 from volumes import VOLUMES, Case, beads_x2, rods_x2
 
 from svision_dask.baselines import cubic_back_projected
@@ -26,8 +24,6 @@ from svision_dask.drift import drift, renormalised
 from svision_dask.metrics import psnr, ssim
 from svision_dask.model import Model
 from svision_dask.training import train
-
-Row = dict[str, Any]
 
 CASES: Mapping[str, Callable[[], Case]] = {**VOLUMES, "beads ×2": beads_x2, "rods ×2": rods_x2}
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -68,7 +64,7 @@ def measure(trained_on: str, applied_to: str, seed: int) -> Row:
     }
 
 
-def table(rows: Mapping[str, Row]) -> str:
+def table(rows: Rows) -> str:
     """Write means and spreads over the seeds as Markdown: who was trained on what, down; applied to what, across."""
     lines = ["# Transfer", "", *(__doc__ or "").strip().splitlines()[2:], ""]
     for title, names in GROUPS.items():
@@ -81,19 +77,21 @@ def table(rows: Mapping[str, Row]) -> str:
     return "\n".join([*lines, legend, ""])
 
 
-def _cell(rows: Mapping[str, Row], a: str, b: str) -> str:
+def _cell(rows: Rows, a: str, b: str) -> str:
     found = [r for r in rows.values() if (r["trained_on"], r["applied_to"]) == (a, b)]
     if not found:
         return "–"
-    values = [r["psnr"] for r in found]
-    half = (max(values) - min(values)) / 2
     star = "*" if any(r["warnings"] for r in found) else ""
-    return f"{statistics.fmean(values):.2f} ± {half:.2f} / {_mean(rows, a, b, 'ssim'):.3f}{star}"
+    return f"{spread(r['psnr'] for r in found)} / {_mean(rows, a, b, 'ssim'):.3f}{star}"
 
 
-def _mean(rows: Mapping[str, Row], a: str, b: str, key: str) -> float:
+def _mean(rows: Rows, a: str, b: str, key: str) -> float:
     values = [r[key] for r in rows.values() if (r["trained_on"], r["applied_to"]) == (a, b)]
     return statistics.fmean(values) if values else float(np.nan)
+
+
+def _publish(rows: Rows, path: Path) -> None:
+    path.with_suffix(".md").write_text(table(rows), encoding="utf-8")
 
 
 def main() -> None:
@@ -103,18 +101,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--again", action="store_true")
     given = parser.parse_args()
-    rows = json.loads(given.output.read_text())["rows"] if given.output.exists() and not given.again else {}
     pairs = dict.fromkeys((a, b) for names in GROUPS.values() for a in names for b in names)
-    for seed in given.seeds:
-        for a, b in pairs:
-            key = f"{a} -> {b}, {seed}"
-            if key in rows:
-                continue
-            rows[key] = measure(a, b, seed)
-            print(f"{key}: {rows[key]['psnr']:.2f} dB, cubic + BP {rows[key]['cubic_bp']:.2f}", flush=True)
-            report = {"environment": environment(), "rows": rows}
-            given.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-            given.output.with_suffix(".md").write_text(table(rows), encoding="utf-8")
+    wanted = ((f"{a} -> {b}, {seed}", partial(measure, a, b, seed)) for seed in given.seeds for a, b in pairs)
+    collect(given.output, wanted, _publish, again=given.again)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 
 from svision_dask.degradation import Sampling
 from svision_dask.errors import UsageError
@@ -145,6 +146,9 @@ def per_spatial_axis(
     absent = [a for a, v in named.items() if v is None]
     if absent:
         raise UsageError(f"{what}: no value for axis {','.join(absent)}. Name it, such as {absent[0]}=1.")
+    wrong = [v for v in named.values() if not isinstance(v, Real)]
+    if wrong:
+        raise UsageError(f"{what}: {wrong[0]!r} is no number. Give one, or one per axis: {','.join(spatial)}.")
     return {a: v for a, v in named.items() if v is not None}
 
 
