@@ -15,7 +15,7 @@ from pathlib import Path
 import torch.nn.functional as F
 from quality import as_volume, refined
 from rows import RESULTS, SEEDS, Row, Rows, collect, spread
-from volumes import TUNING, Case
+from volumes import TUNING, Case, beads_x2
 
 from svision_dask.architecture import Architecture, architecture
 from svision_dask.fitting import SETTINGS, TrainSettings
@@ -26,7 +26,8 @@ from svision_dask.training import design_for, train_on_sample
 
 Choice = Callable[[Architecture, TrainSettings], tuple[Architecture, TrainSettings]]
 
-VOLUMES = ("nuclei", "fly brain", "dendrite", "envelopes", "brain cells", "phantom 0, 30 photons")
+CASES = {**TUNING, "beads ×2": beads_x2}
+VOLUMES = ("nuclei", "fly brain", "dendrite", "envelopes", "brain cells", "phantom 0, 30 photons", "beads ×2")
 AS_IT_IS = "fast"
 
 
@@ -76,7 +77,7 @@ CHOICES: Mapping[str, Choice] = {
 
 @cache
 def _case(name: str) -> Case:
-    return TUNING[name]()
+    return CASES[name]()
 
 
 @cache

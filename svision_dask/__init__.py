@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from svision_dask.pipeline import Report, copy_to_zarr, enhance_to_zarr, plan_volume
     from svision_dask.plan import Plan
     from svision_dask.training import train
+    from svision_dask.verification import verify
     from svision_dask.volume import Volume
 
 _HOMES = {
@@ -37,6 +38,7 @@ _HOMES = {
     "plan_volume": "pipeline",
     "stack_channels": "formats",
     "train": "training",
+    "verify": "verification",
 }
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "plan_volume",
     "stack_channels",
     "train",
+    "verify",
 ]
 
 

@@ -5,110 +5,32 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from svision_dask.architecture import PRESETS, Architecture
+from svision_dask.architecture import Architecture
 from svision_dask.arguments import parse_box, parse_lengths, parse_numbers, parse_size, parse_tolerance
 from svision_dask.console import Commands, Update, image_facts, image_lines, plan_lines, progress, training_lines
-from svision_dask.degradation import DEGRADES, NOISE_MODELS
-from svision_dask.errors import UsageError
-from svision_dask.plan import VERSIONS, Plan, Wishes
+from svision_dask.errors import OutputError, UsageError
+from svision_dask.options import as_json, learning, opening, reading, replacing, resuming, running, storing, trained
+from svision_dask.plan import Plan, Wishes
 
 if TYPE_CHECKING:
+    from svision_dask.image import RunProgress
     from svision_dask.model import Model
-    from svision_dask.pipeline import RunProgress
     from svision_dask.training import Progress
     from svision_dask.volume import Volume
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 Given = dict[str, Any]
 """What was given for the options of a command, by name."""
 LEARNING = ("factor", "axial", "preset", "sample", "degrade", "psf", "noise", "seed", "steps", "halo")
 """Options that a trained model has settled already."""
 KERNELS = (".tif", ".tiff", ".npy", ".mat")
 """Files that a measured PSF may come in."""
-
-
-def _options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
-    """Apply several options, in the order in which help shall list them."""
-
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-opening = _options(
-    click.option("--level", default=0, show_default=True, help="Level of an OME-Zarr to read; 0 is the finest."),
-    click.option("--axes", help="Axes of a TIFF that does not say, such as zyx or czyx."),
-    click.option("--spacing", help="Voxel spacing of a TIFF that does not say: 0.5, 2,0.5,0.5 or z=2,y=0.5,x=0.5."),
-    click.option("--unit", help="Unit of the spacing, such as micrometer."),
-)
-learning = _options(
-    click.option(
-        "--factor", default="2", show_default=True, help="How many times finer, 1, 2 or 4: 2, 1,2,2 or z=1,y=2,x=2."
-    ),
-    click.option("--axial", is_flag=True, help="Refine z only, by what the sharper lateral planes teach."),
-    click.option(
-        "--preset",
-        type=click.Choice(PRESETS),
-        default="fast",
-        show_default=True,
-        help="best takes minutes to train; paper is the published form.",
-    ),
-    click.option(
-        "--degrade",
-        type=click.Choice(DEGRADES),
-        default="cubic",
-        show_default=True,
-        help="How the microscope got coarse voxels: box is camera binning, point skipped positions; psf undoes --psf.",
-    ),
-    click.option(
-        "--psf",
-        default="auto",
-        show_default=True,
-        help="Width (FWHM) of the PSF in units of the spacing: 0.5 or z=2,y=0.5,x=0.5; or a .tif, .npy or .mat of it.",
-    ),
-    click.option(
-        "--noise",
-        type=click.Choice(NOISE_MODELS),
-        default="auto",
-        show_default=True,
-        help="Noise of the detector: measured on the sample and matched in training, or taken for none.",
-    ),
-    click.option("--sample", help="Sub-volume to learn from, start:stop per axis; chosen by default."),
-    click.option(
-        "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of everything random."
-    ),
-    click.option("--steps", type=click.IntRange(1), help="Training steps per stage, instead of the preset's."),
-    click.option(
-        "--halo",
-        default="1e-4",
-        show_default=True,
-        help="Where back projection is cut, as a share of the range, or exact.",
-    ),
-)
-storing = _options(
-    click.option("--chunks", help="Output voxels per chunk."),
-    click.option("--shards", help="Output voxels per shard; whole chunks."),
-    click.option("--ome-zarr-version", "version", type=click.Choice(VERSIONS), default="0.5", show_default=True),
-)
-running = _options(
-    click.option("--tile", help="Coarse voxels per forward pass; by default, what memory allows."),
-    click.option("--dtype", type=click.Choice(["same", "float32"]), default="same", show_default=True),
-    click.option("--workers", type=click.IntRange(1), help="Worker processes; by default, what fits the machine."),
-    click.option("--memory", help="What each worker may use, such as 4GB; by default, its share of what is free."),
-)
-reading = click.argument("source", metavar="INPUT")
-trained = click.option("-m", "--model", "model_path", metavar="MODEL", help="Trained model; by default, one is made.")
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-replacing = click.option("--overwrite", is_flag=True, help="Replace an OME-Zarr image that is in the way.")
 
 
 @click.group(name="svision", cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -155,24 +77,40 @@ def train(source: str, output: str, **given: Any) -> None:
 @running
 @storing
 @replacing
+@resuming
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 def enhance(
-    source: str, output: str, model_path: str | None, renormalise: bool, overwrite: bool, dry_run: bool, **given: Any
+    source: str,
+    output: str,
+    model_path: str | None,
+    renormalise: bool,
+    overwrite: bool,
+    resume: bool,
+    dry_run: bool,
+    **given: Any,
 ) -> None:
-    """Enhance INPUT into the OME-Zarr OUTPUT; a model that is trained for it is kept beside it."""
+    """Enhance INPUT into the OME-Zarr OUTPUT; a model that is trained for it is kept beside it.
+
+    Run again after it was interrupted, it goes on where it stopped.
+    """
     from svision_dask.drift import DriftWarning
+    from svision_dask.model import load_model
     from svision_dask.output import check_output
     from svision_dask.pipeline import enhance_to_zarr
 
     if renormalise and not model_path:
         raise UsageError("--renormalise: a model trained on INPUT has its constants. Leave it out, or give -m.")
     volume = _open(source, given)
-    check_output(output, source, overwrite=overwrite)
-    planned = _plan(volume, model_path, output, given)
+    check_output(output, source, overwrite=overwrite, resume=resume)
+    begun = None if overwrite or model_path else _model_begun_with(output, given)
+    planned = _plan(volume, model_path, output, given, begun=begun, overwrite=overwrite)
     _print(plan_lines(planned), err=not dry_run)
     if dry_run:
         return
-    if model_path:
+    if begun:
+        click.echo(f"resume   with {begun}", err=True)
+        model_path, model = begun, load_model(begun)
+    elif model_path:
         model = _given_model(model_path, volume, renormalise=renormalise)
         _tell_drift(model, volume, "train on this volume, or try --renormalise")
     else:
@@ -182,7 +120,13 @@ def enhance(
     with progress() as update, warnings.catch_warnings():
         warnings.simplefilter("ignore", DriftWarning)  # said already
         report = enhance_to_zarr(
-            volume, output, model=kept, plan=planned, overwrite=overwrite, on_progress=_run_shower(update)
+            volume,
+            output,
+            model=kept,
+            plan=planned,
+            overwrite=overwrite,
+            resume=resume,
+            on_progress=_run_shower(update),
         )
     click.echo(f"model    {report.model_path}", err=True)
     click.echo(report.output)
@@ -209,7 +153,8 @@ def plan(source: str, output: str | None, model_path: str | None, as_json: bool,
 @opening
 @storing
 @replacing
-def convert(sources: tuple[str, ...], output: str, overwrite: bool, **given: Any) -> None:
+@resuming
+def convert(sources: tuple[str, ...], output: str, overwrite: bool, resume: bool, **given: Any) -> None:
     """Convert images to the OME-Zarr OUTPUT; several become the channels of one."""
     from svision_dask.formats import stack_channels
     from svision_dask.output import check_output
@@ -217,13 +162,37 @@ def convert(sources: tuple[str, ...], output: str, overwrite: bool, **given: Any
 
     volumes = [_open(source, given) for source in sources]
     for source in sources:
-        check_output(output, source, overwrite=overwrite)
+        check_output(output, source, overwrite=overwrite, resume=resume)
     volume = volumes[0] if len(volumes) == 1 else stack_channels(volumes)
     with progress() as update:
         copy_to_zarr(
-            volume, output, wishes=_wishes(volume, given), overwrite=overwrite, on_progress=_run_shower(update)
+            volume,
+            output,
+            wishes=_wishes(volume, given),
+            overwrite=overwrite,
+            resume=resume,
+            on_progress=_run_shower(update),
         )
     click.echo(output)
+
+
+@main.command()
+@click.argument("output")
+@click.option("--reopen", is_flag=True, help="If it is damaged, let the command that made it make the damaged anew.")
+def verify(output: str, reopen: bool) -> None:
+    """Prove that OUTPUT, a finished output, is complete and as it was written."""
+    from svision_dask import verification
+
+    with progress() as update:
+        found = verification.verify(output, on_progress=lambda done, total: update("verify", done, total, ""))
+    if not found.damaged:
+        click.echo(f"{found.regions} regions, all as they were written")
+        return
+    _print(found.damaged)
+    if reopen:
+        verification.reopen(output, found)
+    advice = "run the command that made it again" if reopen else "--reopen lets the command that made it repair it"
+    raise OutputError(f"{output}: {len(found.damaged)} of {found.regions} regions are damaged; {advice}.")
 
 
 @main.command()
@@ -252,27 +221,75 @@ def _open(source: str, given: Given) -> Volume:
     from svision_dask.formats import open_volume
 
     spacing = parse_numbers(given["spacing"], option="--spacing") if given["spacing"] is not None else None
-    return open_volume(source, level=given["level"], axes=given["axes"], spacing=spacing, unit=given["unit"])
+    return open_volume(
+        source,
+        level=given["level"],
+        axes=given["axes"],
+        spacing=spacing,
+        unit=given["unit"],
+        missing=given["missing"],
+    )
 
 
-def _plan(volume: Volume, model_path: str | None, output: str | None, given: Given) -> Plan:
+def _plan(
+    volume: Volume,
+    model_path: str | None,
+    output: str | None,
+    given: Given,
+    *,
+    begun: str | None = None,
+    overwrite: bool = False,
+) -> Plan:
+    from svision_dask.image import as_recorded
     from svision_dask.pipeline import plan_volume
 
-    design = _design_of(model_path, volume) if model_path else _design(volume, given)
-    return plan_volume(volume, design, output=output, dtype=given["dtype"], wishes=_wishes(volume, given))
+    if model_path:
+        _check_idle(model_path)
+    path = model_path or begun
+    design = _design_of(path, volume) if path else _design(volume, given)
+    wishes = _wishes(volume, given)
+    if output and not overwrite:
+        wishes = as_recorded(output, wishes)
+    return plan_volume(volume, design, output=output, dtype=given["dtype"], wishes=wishes)
+
+
+def _check_idle(model_path: str) -> None:
+    source_of = click.get_current_context().get_parameter_source
+    idle = [f"--{name}" for name in LEARNING if source_of(name) is not ParameterSource.DEFAULT]
+    if idle:
+        raise UsageError(f"{', '.join(idle)}: settled by the model {model_path}. Leave out -m, or these.")
 
 
 def _design_of(model_path: str, volume: Volume) -> Architecture:
     from svision_dask.enhancement import check_model
     from svision_dask.model import load_model
 
-    source_of = click.get_current_context().get_parameter_source
-    idle = [f"--{name}" for name in LEARNING if source_of(name) is not ParameterSource.DEFAULT]
-    if idle:
-        raise UsageError(f"{', '.join(idle)}: settled by the model {model_path}. Leave out -m, or these.")
     model = load_model(model_path)
     check_model(model, volume)
     return model.architecture
+
+
+def _model_begun_with(output: str, given: Given) -> str | None:
+    """Find the model of an unfinished output that was trained for it with the same options."""
+    from svision_dask.ledger import first_difference, read_record
+    from svision_dask.model import load_model
+    from svision_dask.pipeline import model_path_beside
+
+    record = read_record(output)
+    if record is None or not record.get("model"):
+        return None
+    path = model_path_beside(output, str(record["model"]))
+    if not path.exists():
+        raise OutputError(f"{output} is unfinished, and its model {path} is gone. Use --overwrite to begin anew.")
+    difference = first_difference(_asked(given), load_model(path).provenance.get("asked") or {})
+    if difference:
+        raise OutputError(f"{output} is unfinished, and its {difference}. Use --overwrite to begin anew.")
+    return str(path)
+
+
+def _asked(given: Given) -> Given:
+    """Take what was asked of training, as it was given."""
+    return {name: given[name] for name in LEARNING}
 
 
 def _given_model(path: str, volume: Volume, *, renormalise: bool) -> Model:
@@ -363,7 +380,7 @@ def _train(volume: Volume, given: Given) -> Model:
         )
     for line in training_lines(model.provenance):
         click.echo(line, err=True)
-    return model
+    return replace(model, provenance={**model.provenance, "asked": _asked(given)})
 
 
 def _run_shower(update: Update) -> Callable[[RunProgress], None]:

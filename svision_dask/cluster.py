@@ -87,6 +87,16 @@ def local_client(*, workers: int, memory_bytes: int) -> Iterator[Client]:
 
 
 @contextmanager
+def own_or(client: Client | None, *, workers: int, memory_bytes: int) -> Iterator[Client]:
+    """Use the client given, or start a cluster as `local_client` does."""
+    if client is not None:
+        yield client
+    else:
+        with local_client(workers=workers, memory_bytes=memory_bytes) as own:
+            yield own
+
+
+@contextmanager
 def _deaf_to_signals() -> Iterator[None]:
     """Keep Ctrl-C and SIGTERM from threads and processes that are started inside; this thread hears of them afterwards.
 

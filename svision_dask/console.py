@@ -50,7 +50,7 @@ class Commands(click.Group):
             _end(f"{error.format_message()} See {command} --help.", error.exit_code)
         except Interrupted as error:
             number = error.args[0]
-            _end(f"{SIGNALS[number]}; what is unfinished was not published.", 128 + number)
+            _end(f"{SIGNALS[number]}; the same command goes on with what is unfinished.", 128 + number)
 
 
 def _end(message: str, exit_code: int) -> NoReturn:

@@ -22,7 +22,7 @@ from svision_dask.metrics import psnr, ssim
 from svision_dask.simulate import Phantom, as_volume
 
 if TYPE_CHECKING:
-    from svision_dask.pipeline import RunProgress
+    from svision_dask.image import RunProgress
     from svision_dask.training import Progress
 
 Voxels = npt.NDArray[Any]

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from svision_dask.errors import ImageError, UsageError
 from svision_dask.geometry import Grid, Shape, Vector
-from svision_dask.tiff import Spacing, is_tiff, open_tiff, split_box
-from svision_dask.volume import Source, Volume, native
+from svision_dask.tiff import Spacing, is_tiff, open_tiff
+from svision_dask.volume import Box, Missing, Source, Volume, native, split_box
 
 READABLE = "an OME-Zarr folder (0.4 or 0.5) or a TIFF file (OME-TIFF, ImageJ, or a plain stack with --axes)"
 _SAME_SPACING = 1e-6
@@ -29,6 +29,7 @@ def open_volume(
     axes: str | None = None,
     spacing: Spacing | None = None,
     unit: str | None = None,
+    missing: Missing = "error",
 ) -> Volume:
     """Open an image as a lazy volume; the format is found by content, not by name.
 
@@ -42,6 +43,8 @@ def open_volume(
         Which image of a TIFF file, counted from 0.
     axes, spacing, unit
         For TIFF files, what the file does not say, as in `open_tiff`.
+    missing
+        Whether a chunk of an OME-Zarr that is not there is an error, or is empty, as `open_omezarr`.
 
     Raises
     ------
@@ -54,21 +57,26 @@ def open_volume(
     if path.is_dir():
         _refuse(path, "an OME-Zarr, which says this itself", axes=axes, spacing=spacing, unit=unit)
         _refuse(path, "an OME-Zarr, which has no series", series=series or None)
-        return replace(_open_folder(path, level), paths=(str(path),))
+        return replace(_open_folder(path, level, missing), paths=(str(path),))
     if not path.exists():
         raise ImageError(f"{path} does not exist; give {READABLE}.")
     if not is_tiff(path):
         raise ImageError(f"{path} is neither OME-Zarr nor TIFF; give {READABLE}.")
     _refuse(path, "a TIFF, of which only level 0 is read", level=level or None)
-    return replace(open_tiff(path, series=series, axes=axes, spacing=spacing, unit=unit), paths=(str(path),))
+    seen = path.stat()
+    return replace(
+        open_tiff(path, series=series, axes=axes, spacing=spacing, unit=unit),
+        paths=(str(path),),
+        identity=f"{seen.st_size} bytes of {seen.st_mtime_ns}",
+    )
 
 
-def _open_folder(path: Path, level: int) -> Volume:
+def _open_folder(path: Path, level: int, missing: Missing) -> Volume:
     from svision_dask.omezarr import is_omezarr, open_omezarr
 
     if not is_omezarr(path):
         raise ImageError(f"{path} is a folder without zarr metadata; give {READABLE}.")
-    return open_omezarr(path, level=level)
+    return open_omezarr(path, level=level, missing=missing)
 
 
 def _refuse(path: Path, reason: str, **options: object) -> None:
@@ -99,6 +107,12 @@ class StackedSource:
             channel[...] = source[inner]
         voxels: npt.NDArray[Any] = block[rest]
         return voxels
+
+    def absent(self, box: Box) -> list[str]:
+        """List the stored chunks that are not there, of all sources that ``box`` touches."""
+        inner = (*box[: self.axis], *box[self.axis + 1 :])
+        touched = (source for source in self.sources[box[self.axis]] if hasattr(source, "absent"))
+        return [key for source in touched for key in source.absent(inner)]
 
 
 def stack_channels(volumes: Sequence[Volume]) -> Volume:
@@ -143,6 +157,7 @@ def stack_channels(volumes: Sequence[Volume]) -> Volume:
         channels=tuple(volume.name for volume in volumes),
         name=" + ".join(volume.name for volume in volumes),
         paths=tuple(path for volume in volumes for path in volume.paths),
+        identity=", ".join(v.identity for v in volumes) if all(v.identity for v in volumes) else "",
     )
 
 

@@ -5,18 +5,21 @@ What the file does not say is not guessed, and nothing outside the image's own f
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zarr
 
 from svision_dask.errors import ImageError
 from svision_dask.geometry import Grid, Shape
 from svision_dask.omezarr_metadata import Metadata, first_problem, is_omezarr, read_metadata, read_provenance
-from svision_dask.volume import Volume
+from svision_dask.volume import Missing, Volume, split_box
 
 __all__ = [
     "ImageInfo",
@@ -31,6 +34,7 @@ __all__ = [
 VOXEL_TYPES = {"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"}
 CHUNK_BYTES = 2**31
 """Codecs count the bytes of a chunk in 32 bits with a sign."""
+METADATA_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 CHUNKS_PER_AXIS = 10**6
 """A few bytes of metadata can declare any number of chunks, and dask lists those along each axis."""
 
@@ -65,7 +69,50 @@ class ImageInfo:
     """What svision-dask wrote about the image; empty for images of other programs."""
 
 
-def open_omezarr(path: str | Path, *, level: int = 0) -> Volume:
+@dataclass(frozen=True)
+class StoredArray:
+    """A zarr array of which no chunk is taken for empty because it is not there: zarr itself never tells."""
+
+    array: zarr.Array[Any]
+    missing: Missing = "error"
+
+    @property
+    def shape(self) -> Shape:
+        """Voxels along each axis."""
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Voxel type, in any byte order."""
+        return self.array.dtype
+
+    def __getitem__(self, box: Any, /) -> Any:
+        """Read a box.
+
+        Raises
+        ------
+        ImageError
+            If a chunk, or a shard, is not there.
+        """
+        if self.missing == "error" and (keys := self.absent(box)):
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise ImageError(
+                f"{self.array.store_path}: chunk {keys[0]}{more} is missing. Is the copy complete? "
+                "If whoever wrote it left out empty chunks, use --missing empty."
+            )
+        return self.array[box]
+
+    def absent(self, box: Any) -> list[str]:
+        """List the keys of the chunks, or shards, that ``box`` touches and that are not there."""
+        unit = self.array.shards or self.array.chunks
+        ranges, _ = split_box(box, self.shape)
+        touched = (range(a // u, -(-b // u)) for (a, b), u in zip(ranges, unit, strict=True))
+        keys = (self.array.metadata.encode_chunk_key(place) for place in product(*touched))
+        folder = Path(self.array.store_path.store.root, self.array.path)  # type: ignore[attr-defined]
+        return [key for key in keys if not (folder / key).exists()]
+
+
+def open_omezarr(path: str | Path, *, level: int = 0, missing: Missing = "error") -> Volume:
     """Open one level of an OME-Zarr image without reading voxels.
 
     Parameters
@@ -74,6 +121,9 @@ def open_omezarr(path: str | Path, *, level: int = 0) -> Volume:
         Folder with the multiscales metadata, OME-Zarr 0.4 or 0.5.
     level
         Which level of the pyramid; 0 is the finest.
+    missing
+        What a chunk that is not there means: a damaged copy (``"error"``), or an empty place (``"empty"``). A chunk
+        that is left out of a shard that is there is empty: a shard is written in one piece.
 
     Returns
     -------
@@ -88,11 +138,12 @@ def open_omezarr(path: str | Path, *, level: int = 0) -> Volume:
     metadata = read_metadata(Path(path))
     array, found = _read_level(metadata, level)
     return Volume.from_source(
-        array,
+        StoredArray(array, missing),
         found.grid,
         chunks=_dask_chunks(array),
         channels=_channels(metadata, found.grid),
         name=metadata.name,
+        identity=f"{_identity(metadata.path, metadata.path / metadata.datasets[level].path)}, missing chunks {missing}",
     )
 
 
@@ -124,6 +175,15 @@ def list_levels(path: str | Path) -> list[Level]:
         As `open_omezarr`, for any of the levels.
     """
     return list(describe_omezarr(path).levels)
+
+
+def _identity(*folders: Path) -> str:
+    """Hash the metadata, and when they were written: nobody could read every voxel to tell whether one is another."""
+    digest = hashlib.sha256()
+    for file in (folder / name for folder in folders for name in METADATA_FILES):
+        if file.is_file():
+            digest.update(f"{file.name} {file.stat().st_mtime_ns} ".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def _read_level(metadata: Metadata, level: int) -> tuple[zarr.Array[Any], Level]:

@@ -73,7 +73,7 @@ def read_metadata(path: Path) -> Metadata:
     zarr_format, attributes = read_attributes(path)
     provenance = _mapping(attributes.get(PROVENANCE))
     if provenance.get("state") == "incomplete":
-        raise ImageError(f"{path} is an unfinished output of svision-dask. Make it again with --overwrite.")
+        raise ImageError(f"{path} is an unfinished output of svision-dask. Run the command that makes it again.")
     ome = _mapping(attributes.get("ome")) if zarr_format == 3 else attributes
     multiscale = _parse_multiscale(path, zarr_format, ome)
     return Metadata(

@@ -6,24 +6,31 @@ import os
 import shutil
 import uuid
 from pathlib import Path
+from typing import Any
 
-from svision_dask.errors import ImageError, OutputError
+from svision_dask.errors import ImageError, OutputError, UsageError
+from svision_dask.ledger import read_record
 from svision_dask.omezarr import describe_omezarr, is_omezarr, read_provenance
 
 
-def check_output(output: str | Path, *sources: str | Path, overwrite: bool) -> None:
-    """Check, before any work, that the folder ``output`` can be made from ``sources``.
+def check_output(output: str | Path, *sources: str | Path, overwrite: bool, resume: bool = False) -> None:
+    """Check, before any work, that the folder ``output`` can be made from ``sources``, or gone on with.
 
     Raises
     ------
     OutputError
-        If it is the input, lies inside it or contains it; if it exists and is not to be, or must not be, replaced; if
-        it cannot be written there.
+        If it is the input, lies inside it or contains it; if it is finished and is not to be, or must not be, replaced;
+        if it cannot be written there; if ``resume`` insists on an unfinished one and there is none.
     """
     for source in sources:
         _check_apart(Path(output), Path(source))
     _check_folder(Path(output))
-    _check_existing(Path(output), overwrite=overwrite)
+    if overwrite and resume:
+        raise UsageError("--overwrite begins anew, and --resume goes on: use one of them.")
+    if resume and not _resumable(Path(output)):
+        raise OutputError(f"{output}: there is nothing to resume. Leave out --resume.")
+    if overwrite or not _resumable(Path(output)):
+        _check_existing(Path(output), overwrite=overwrite)
 
 
 def check_new_file(path: str | Path) -> None:
@@ -90,13 +97,26 @@ def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
 
+def _resumable(path: Path) -> bool:
+    """Whether ``path`` is an output that was begun, with the ledger that says how far it got."""
+    unfinished = path.is_dir() and not path.is_symlink() and is_omezarr(path) and _state(path) == "incomplete"
+    return unfinished and read_record(path) is not None
+
+
+def _state(path: Path) -> Any:
+    try:
+        return read_provenance(path).get("state")
+    except ImageError:
+        return None
+
+
 def _replaceable(path: Path) -> str | None:
     """Say what is at ``path`` if that is one OME-Zarr image, finished or not; a link or a collection is none."""
     if path.is_symlink() or not is_omezarr(path):
         return None
+    if _state(path) == "incomplete":
+        return "an unfinished output of svision-dask, and what was done of it is not known"
     try:
-        if read_provenance(path).get("state") == "incomplete":
-            return "an unfinished output of svision-dask"
         found = describe_omezarr(path)
     except ImageError:
         return None

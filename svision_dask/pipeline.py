@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,39 +13,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from svision_dask.architecture import Architecture
-from svision_dask.cluster import local_client, this_machine
+from svision_dask.cluster import this_machine
 from svision_dask.drift import DriftWarning, drift
 from svision_dask.enhancement import check_model, full_factor
 from svision_dask.errors import UsageError
 from svision_dask.formats import open_volume
 from svision_dask.geometry import SPATIAL, Grid
+from svision_dask.image import Job, RunProgress, as_recorded, make_image
 from svision_dask.model import Model, load_model
-from svision_dask.omezarr_write import create_store, open_level, publish
-from svision_dask.output import check_output, remove_existing
-from svision_dask.plan import Machine, Plan, Regions, Wishes, plan_enhancement
-from svision_dask.pyramid import halving, pyramid_grids
-from svision_dask.regions import CoarsenTask, CopyTask, EnhanceTask, Receipt, RegionTask, run_regions
+from svision_dask.output import check_output
+from svision_dask.plan import Machine, Plan, Wishes, plan_enhancement
+from svision_dask.regions import CopyTask, EnhanceTask
 from svision_dask.volume import Volume
 
 if TYPE_CHECKING:
     from distributed import Client
-
-SHOWN = (0.1, 99.9)
-"""Percentiles of the coarsest level between which viewers show a channel at first."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunProgress:
-    """Where a run stands, after each region."""
-
-    level: int
-    """0 while enhancing, then the pyramid level being made."""
-    levels: int
-    done: int
-    regions: int
-    voxels: int
-    """Written so far, on all levels."""
-    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +93,15 @@ def enhance_to_zarr(
     wishes: Wishes | None = None,
     client: Client | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     on_progress: Callable[[RunProgress], None] | None = None,
 ) -> Report:
     """Enhance a volume of any size into an OME-Zarr with a pyramid.
 
     Regions of whole shards are made by the workers of a Dask cluster, a few at a time, so that neither the client nor a
     worker needs more memory for a larger volume. Every shard is read back. The multiscales metadata are written last:
-    what is unfinished does not look finished.
+    what is unfinished does not look finished. An unfinished output of the same input, model and options is gone on with
+    where it stopped.
 
     Parameters
     ----------
@@ -135,7 +117,9 @@ def enhance_to_zarr(
         Of a cluster whose workers see ``source`` and ``output`` under the same paths; by default, worker processes are
         started on this machine.
     overwrite
-        Replace an OME-Zarr that is in the way.
+        Replace an OME-Zarr that is in the way, also an unfinished one.
+    resume
+        Insist on an unfinished output to go on with.
     on_progress
         Called after each region.
 
@@ -156,16 +140,17 @@ def enhance_to_zarr(
     """
     started = time.monotonic()
     volume = source if isinstance(source, Volume) else open_volume(source)
-    check_output(output, *volume.paths, overwrite=overwrite)
+    check_output(output, *volume.paths, overwrite=overwrite, resume=resume)
     trained = model if isinstance(model, Model) else load_model(model)
     check_model(trained, volume)
     differences = drift(trained, volume)
     for difference in differences:
         warnings.warn(f"{volume.name}: {difference}. Train on this volume, or renormalise.", DriftWarning, stacklevel=2)
+    wishes = wishes if overwrite else as_recorded(output, wishes)
     plan = plan or plan_volume(volume, trained.architecture, output=output, dtype=dtype, wishes=wishes)
     _check_plan(plan, volume, trained)
     Path(output).absolute().parent.mkdir(parents=True, exist_ok=True)
-    path = Path(model) if isinstance(model, (str, Path)) else trained.save(model_path_beside(output, trained))
+    path = Path(model) if isinstance(model, (str, Path)) else trained.save(model_path_beside(output, trained.digest))
     task = EnhanceTask(
         volume=volume,
         model_path=str(path.absolute()),
@@ -181,7 +166,8 @@ def enhance_to_zarr(
         # The loss curve stays in the model, which is kept; readers of the image load all of its attributes.
         "training": {key: value for key, value in trained.provenance.items() if key != "loss"},
     }
-    levels = _make_image(volume, output, plan, task, client=client, about=about, on_progress=on_progress)
+    job = Job(volume=volume, output=Path(output), plan=plan, task=task, model=trained.digest, about=about)
+    levels = make_image(job, client=client, overwrite=overwrite, on_progress=on_progress)
     return Report(
         output=str(output),
         plan=plan,
@@ -206,10 +192,10 @@ def _check_plan(plan: Plan, volume: Volume, model: Model) -> None:
         raise UsageError(f"plan: made for another volume or model than {volume.name}. Make it with plan_volume.")
 
 
-def model_path_beside(output: str | Path, model: Model) -> Path:
+def model_path_beside(output: str | Path, digest: str) -> Path:
     """Where ``enhance_to_zarr`` keeps a model: named by its content, so that a file never changes under its name."""
     name = Path(output).name.removesuffix(".zarr").removesuffix(".ome")
-    return Path(output).absolute().parent / f"{name}-{model.digest[:8]}.safetensors"
+    return Path(output).absolute().parent / f"{name}-{digest[:8]}.safetensors"
 
 
 def copy_to_zarr(
@@ -219,6 +205,7 @@ def copy_to_zarr(
     wishes: Wishes | None = None,
     client: Client | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     on_progress: Callable[[RunProgress], None] | None = None,
 ) -> Plan:
     """Write a volume as it is into an OME-Zarr with a pyramid: ``enhance_to_zarr`` without a model.
@@ -228,7 +215,7 @@ def copy_to_zarr(
     SvisionError
         Of the class that fits; see ``errors``.
     """
-    check_output(output, *volume.paths, overwrite=overwrite)
+    check_output(output, *volume.paths, overwrite=overwrite, resume=resume)
     ones = (1,) * len(volume.grid.axes)
     plan = plan_enhancement(
         volume.grid,
@@ -239,108 +226,10 @@ def copy_to_zarr(
         dtype_itemsize=volume.dtype.itemsize,
         tile_bytes=lambda tile: 0,
         machine=this_machine(output),
-        wishes=wishes,
+        wishes=wishes if overwrite else as_recorded(output, wishes),
     )
     about = {"package": f"svision-dask {version('svision-dask')}", "input": volume.name}
     task = CopyTask(volume=volume, output=str(Path(output).absolute()))
-    _make_image(volume, output, plan, task, client=client, about=about, on_progress=on_progress)
+    job = Job(volume=volume, output=Path(output), plan=plan, task=task, model=None, about=about)
+    make_image(job, client=client, overwrite=overwrite, on_progress=on_progress)
     return plan
-
-
-def _make_image(
-    volume: Volume,
-    output: str | Path,
-    plan: Plan,
-    task: RegionTask,
-    *,
-    client: Client | None,
-    about: dict[str, Any],
-    on_progress: Callable[[RunProgress], None] | None,
-) -> list[Grid]:
-    """Create the store, fill level 0 by ``task``, coarsen it level by level, and publish."""
-    levels = pyramid_grids(plan.fine)
-    remove_existing(output)
-    create_store(
-        output, levels, dtype=plan.dtype, chunks=plan.chunk, shards=plan.shard, version=plan.version, attributes=about
-    )
-    tally = _Tally(levels=levels, on_progress=on_progress)
-    with _own_or(client, plan) as cluster:
-        run_regions(cluster, task, plan.regions, on_receipt=tally.count(0, len(plan.regions)))
-        for level in range(1, len(levels)):
-            array = open_level(output, level)
-            # Without shards, a region is as many whole chunks as fit into the one planned.
-            unit = array.shards or tuple(max(r // c, 1) * c for r, c in zip(plan.region, array.chunks, strict=True))
-            regions = Regions(shape=array.shape, unit=unit)
-            coarsen = CoarsenTask(output=str(Path(output).absolute()), level=level, factor=halving(levels[level - 1]))
-            run_regions(cluster, coarsen, regions, on_receipt=tally.count(level, len(regions)))
-    publish(
-        output,
-        levels,
-        name=volume.name,
-        channels=volume.channels,
-        version=plan.version,
-        attributes={**about, "plan": plan.to_json()},
-        windows=_windows(output, levels, tally.limits),
-    )
-    return levels
-
-
-class _Tally:
-    """Counts what is done, and keeps each channel's lowest and highest voxel."""
-
-    def __init__(self, *, levels: Sequence[Grid], on_progress: Callable[[RunProgress], None] | None) -> None:
-        self.axes, self.levels, self.on_progress = levels[0].axes, len(levels), on_progress
-        self.started, self.voxels = time.monotonic(), 0
-        self.limits: dict[int, tuple[float, float]] = {}
-
-    def count(self, level: int, regions: int) -> Callable[[Receipt], None]:
-        """Make the callback for the receipts of one level."""
-        numbers = itertools.count(1)
-
-        def on_receipt(receipt: Receipt) -> None:
-            self.voxels += receipt.voxels
-            channel = receipt.start[self.axes.index("c")] if "c" in self.axes else 0
-            low, high = self.limits.get(channel, (receipt.low, receipt.high))
-            self.limits[channel] = (min(low, receipt.low), max(high, receipt.high))
-            if self.on_progress is not None:
-                seconds = time.monotonic() - self.started
-                self.on_progress(
-                    RunProgress(
-                        level=level,
-                        levels=self.levels,
-                        done=next(numbers),
-                        regions=regions,
-                        voxels=self.voxels,
-                        seconds=seconds,
-                    )
-                )
-
-        return on_receipt
-
-
-def _windows(
-    output: str | Path, levels: Sequence[Grid], limits: dict[int, tuple[float, float]]
-) -> list[tuple[float, float, float, float]]:
-    """Per channel: lowest and highest voxel, and percentiles to show, of the first time point's coarsest level."""
-    axes = levels[0].axes
-    coarsest = open_level(output, len(levels) - 1)
-    windows = []
-    for channel, (low, high) in sorted(limits.items()):
-        chosen = {"t": slice(0, 1), "c": slice(channel, channel + 1)}
-        voxels = np.asarray(coarsest[tuple(chosen.get(axis, slice(None)) for axis in axes)])
-        finite = voxels[np.isfinite(voxels)].astype(np.float64)
-        start, end = (float(v) for v in np.percentile(finite, SHOWN)) if finite.size else (low, high)
-        if end <= start:  # nearly all voxels are alike
-            end = high if high > start else start + 1
-        windows.append((low, high, start, end))
-    return windows
-
-
-@contextmanager
-def _own_or(client: Client | None, plan: Plan) -> Iterator[Client]:
-    """Use the client given, or start a cluster that lives as long as this run."""
-    if client is not None:
-        yield client
-    else:
-        with local_client(workers=plan.workers, memory_bytes=plan.memory_bytes) as own:
-            yield own

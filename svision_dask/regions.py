@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from svision_dask.enhancement import enhance_haloed
 from svision_dask.errors import RegionError, one_line
 from svision_dask.geometry import Shape
+from svision_dask.ledger import UNDONE, Receipt
 from svision_dask.model import load_model_once
 from svision_dask.omezarr_write import open_level
 from svision_dask.plan import Plan, Region, Regions
@@ -30,18 +32,6 @@ TASKS_PER_WORKER = 3
 
 HEAVY_BYTES = 2**17
 """A task that pickles to more carries voxels; others carry paths."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Receipt:
-    """What is left of a region once it is written: a few numbers."""
-
-    index: int
-    start: Shape
-    low: float
-    high: float
-    """Of the finite voxels."""
-    voxels: int
 
 
 class RegionTask(Protocol):
@@ -73,11 +63,11 @@ class EnhanceTask:
         tiles = tuple(
             -(-(b - a) // (f * t)) for a, b, f, t in zip(region.start, region.stop, plan.factor, plan.tile, strict=True)
         )
-        haloed = read_mirrored(
-            self.volume,
-            tuple(a - h for a, h in zip(start, plan.halo, strict=True)),
-            tuple(a + k * t + h for a, k, t, h in zip(start, tiles, plan.tile, plan.halo, strict=True)),
-        )
+        first = tuple(a - h for a, h in zip(start, plan.halo, strict=True))
+        last = tuple(a + k * t + h for a, k, t, h in zip(start, tiles, plan.tile, plan.halo, strict=True))
+        haloed = read_mirrored(self.volume, first, last)
+        inside = (slice(max(a, 0), min(b, n)) for a, b, n in zip(first, last, plan.coarse.shape, strict=True))
+        missing = self.volume.absent(tuple(inside))
         channel = start[axes.index("c")] if "c" in axes else 0
         fine = enhance_haloed(
             da.from_array(haloed, chunks=-1, name=False),
@@ -89,7 +79,8 @@ class EnhanceTask:
         )
         wanted = tuple(slice(0, b - a) for a, b in zip(region.start, region.stop, strict=True))
         # Inside a worker, plain compute() would submit to the whole cluster.
-        return write_checked(open_level(self.output, 0, "r+"), region, fine[wanted].compute(scheduler="synchronous"))
+        block = fine[wanted].compute(scheduler="synchronous")
+        return write_checked(open_level(self.output, 0, "r+"), region, block, missing=missing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +92,8 @@ class CopyTask:
 
     def __call__(self, region: Region) -> Receipt:
         """Make one region of level 0."""
-        return write_checked(open_level(self.output, 0, "r+"), region, self.volume.read(region.box))
+        block, missing = self.volume.read(region.box), self.volume.absent(region.box)
+        return write_checked(open_level(self.output, 0, "r+"), region, block, missing=missing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,10 +116,29 @@ class CoarsenTask:
                 for r, a, b, f, n in zip(region.start, part.start, part.stop, self.factor, finer.shape, strict=True)
             )
             block[part.box] = block_mean(np.asarray(finer[source]), self.factor)
-        return write_checked(coarser, region, block)
+        return write_checked(coarser, region, block, level=self.level)
 
 
-def write_checked(array: zarr.Array[Any], region: Region, block: npt.NDArray[Any]) -> Receipt:
+@dataclass(frozen=True, kw_only=True)
+class VerifyTask:
+    """Read a region of an output, and say what is there; ``UNDONE`` for a checksum where it cannot be read."""
+
+    volume: Volume
+    level: int
+
+    def __call__(self, region: Region) -> Receipt:
+        """Read one region of ``level``."""
+        try:
+            return _receipt(self.volume.read(region.box), region, level=self.level)
+        except Exception:  # zarr and its codecs raise nearly anything on damaged bytes
+            return Receipt(
+                level=self.level, index=region.index, start=region.start, low=0, high=0, voxels=0, crc32=UNDONE
+            )
+
+
+def write_checked(
+    array: zarr.Array[Any], region: Region, block: npt.NDArray[Any], *, level: int = 0, missing: int = 0
+) -> Receipt:
     """Write whole shards in one assignment, read them back, and compare.
 
     Raises
@@ -146,18 +157,34 @@ def write_checked(array: zarr.Array[Any], region: Region, block: npt.NDArray[Any
     assert block.shape == tuple(b - a for a, b in zip(region.start, region.stop, strict=True)), (block.shape, region)
     assert block.dtype == array.dtype, (block.dtype, array.dtype)
     array[region.box] = block
-    back = np.ascontiguousarray(array[region.box])
+    back = np.asarray(array[region.box])
     # As bytes: NaN, which no reading would call equal, cannot hide a difference, nor make one.
-    if not np.array_equal(back.reshape(-1).view(np.uint8), np.ascontiguousarray(block).reshape(-1).view(np.uint8)):
+    if not np.array_equal(_bytes(back), _bytes(block)):
         raise RegionError(f"{array.store_path} {region.box}: read back other voxels than were written. Check the disk.")
+    return _receipt(back, region, level=level, missing=missing)
+
+
+def _receipt(back: npt.NDArray[Any], region: Region, *, level: int, missing: int = 0) -> Receipt:
     finite = back[np.isfinite(back)] if back.dtype.kind == "f" else back
     return Receipt(
+        level=level,
         index=region.index,
         start=region.start,
         low=float(finite.min()) if finite.size else 0.0,
         high=float(finite.max()) if finite.size else 0.0,
         voxels=back.size,
+        crc32=checksum(back),
+        missing=missing,
     )
+
+
+def checksum(block: npt.NDArray[Any]) -> int:
+    """CRC-32 of voxels, in C order and the machine's byte order."""
+    return zlib.crc32(_bytes(block).data)
+
+
+def _bytes(block: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    return np.ascontiguousarray(block).reshape(-1).view(np.uint8)
 
 
 def run_regions(

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from svision_dask.errors import ImageError, UsageError
 from svision_dask.geometry import AXES, SPATIAL, Grid, Shape, per_spatial_axis
 from svision_dask.tiff_metadata import channel_names, check_unit
-from svision_dask.tiff_planes import PlaneIndex, Range, plane_index, read_box
-from svision_dask.volume import Volume
+from svision_dask.tiff_planes import PlaneIndex, plane_index, read_box
+from svision_dask.volume import Volume, split_box
 
 logger = logging.getLogger(__name__)
 
@@ -132,25 +132,6 @@ def _name(path: Path, series: int) -> str:
     for ending in (".tiff", ".tif", ".ome"):
         stem = stem[: -len(ending)] if stem.lower().endswith(ending) else stem
     return f"{stem}-{series}" if series else stem
-
-
-def split_box(box: Any, shape: Shape) -> tuple[list[Range], tuple[Any, ...]]:
-    """Cut ``box`` into the range to read along each axis, and the integers and steps to apply to what was read."""
-    box = box if isinstance(box, tuple) else (box,)
-    if len(box) > len(shape) or not all(isinstance(item, slice | int | np.integer) for item in box):
-        raise IndexError(f"index {box}: give at most {len(shape)} slices or integers.")
-    ranges: list[Range] = []
-    rest: list[Any] = []
-    for item, length in zip((*box, *[slice(None)] * (len(shape) - len(box))), shape, strict=True):
-        steps = range(length)[item]
-        if isinstance(steps, int):
-            ranges.append((steps, steps + 1))
-            rest.append(0)
-            continue
-        ordered = steps if steps.step > 0 else steps[::-1]
-        ranges.append((ordered[0], ordered[-1] + 1) if ordered else (0, 0))
-        rest.append(slice(None, None, steps.step))
-    return ranges, tuple(rest)
 
 
 def _stored_axes(path: Path, index: PlaneIndex, axes: str | None) -> str:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
 from svision_dask.errors import UsageError
-from svision_dask.geometry import Grid
+from svision_dask.geometry import Grid, Shape
 
 Box = tuple[slice, ...]
 """One slice with start and stop per axis."""
+Range = tuple[int, int]
+"""Start and stop."""
+Missing = Literal["error", "empty"]
+"""What it means that a stored chunk is not there."""
 
 
 class Source(Protocol):
@@ -42,6 +46,8 @@ class Volume:
     name: str = ""
     paths: tuple[str, ...] = ()
     """What its voxels are read from; an output must not be there."""
+    identity: str = ""
+    """Another one if the input is changed, as far as can be told without reading it; empty if nobody can tell."""
     source: Source | None = field(default=None, repr=False)
     """What ``voxels`` was made from; workers read boxes from it without a graph."""
 
@@ -51,7 +57,14 @@ class Volume:
 
     @classmethod
     def from_source(
-        cls, source: Source, grid: Grid, *, chunks: tuple[int, ...], channels: tuple[str, ...] = (), name: str = ""
+        cls,
+        source: Source,
+        grid: Grid,
+        *,
+        chunks: tuple[int, ...],
+        channels: tuple[str, ...] = (),
+        name: str = "",
+        identity: str = "",
     ) -> Volume:
         """Wrap ``source`` (shape as in ``grid``) in a dask array of ``chunks`` voxels, without reading."""
         meta = np.empty((0,) * len(chunks), dtype=native(source.dtype))
@@ -59,12 +72,17 @@ class Volume:
             source, chunks=chunks, asarray=True, meta=meta, name=False
         )
         voxels = voxels.astype(meta.dtype)  # dask goes by the dtype of the source, whatever meta says
-        return cls(voxels=voxels, grid=grid, channels=channels, name=name, source=source)
+        return cls(voxels=voxels, grid=grid, channels=channels, name=name, identity=identity, source=source)
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Voxel type, in the machine's byte order."""
         return native(self.voxels.dtype)
+
+    def absent(self, box: Box) -> int:
+        """Count the stored chunks that ``box`` touches and that are not there."""
+        count = getattr(self.source, "absent", None)
+        return len(count(box)) if count is not None else 0
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         """Read the voxels of ``box`` in one request, in the machine's byte order."""
@@ -74,6 +92,25 @@ class Volume:
             # Inside a worker, plain compute() would submit to the whole cluster.
             block = self.voxels[box].compute(scheduler="synchronous")
         return block.astype(self.dtype, copy=False)
+
+
+def split_box(box: Any, shape: Shape) -> tuple[list[Range], tuple[Any, ...]]:
+    """Cut ``box`` into the range to read along each axis, and the integers and steps to apply to what was read."""
+    box = box if isinstance(box, tuple) else (box,)
+    if len(box) > len(shape) or not all(isinstance(item, slice | int | np.integer) for item in box):
+        raise IndexError(f"index {box}: give at most {len(shape)} slices or integers.")
+    ranges: list[Range] = []
+    rest: list[Any] = []
+    for item, length in zip((*box, *[slice(None)] * (len(shape) - len(box))), shape, strict=True):
+        steps = range(length)[item]
+        if isinstance(steps, int):
+            ranges.append((steps, steps + 1))
+            rest.append(0)
+            continue
+        ordered = steps if steps.step > 0 else steps[::-1]
+        ranges.append((ordered[0], ordered[-1] + 1) if ordered else (0, 0))
+        rest.append(slice(None, None, steps.step))
+    return ranges, tuple(rest)
 
 
 def native(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -303,7 +303,7 @@ def test_a_signal_to_all_processes_ends_a_run_within_ten_seconds(number, code, w
     outcome = finish(process)
     assert time.monotonic() - signalled < 10
     assert outcome.exit_code == code
-    assert outcome.error == f"svision-dask: {word}; what is unfinished was not published."
+    assert outcome.error == f"svision-dask: {word}; the same command goes on with what is unfinished."
     assert outcome.stdout == ""
     assert "an unfinished output" in run("info", output).error
     assert "multiscales" not in (output / "zarr.json").read_text()

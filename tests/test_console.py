@@ -167,4 +167,4 @@ def test_after_the_first_signal_the_end_takes_its_course_whatever_follows(number
     command = [sys.executable, "-c", STOPPED_WHILE_CLOSING, "work", str(number)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (code, "closed\n")
-    assert done.stderr == f"svision-dask: {word}; what is unfinished was not published.\n"
+    assert done.stderr == f"svision-dask: {word}; the same command goes on with what is unfinished.\n"

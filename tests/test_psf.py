@@ -96,6 +96,7 @@ def test_the_reduction_blurs_like_the_psf(fwhm):
         (1e308, r"at most 64\. Give it in the units of the spacing"),
         ({"z": 200, "y": 1, "x": 1}, r"psf z=200: 100 voxels of 2; allowed are at most 64"),
         ("missing.tif", "neither a width nor a file"),
+        (["2", "2", "2"], "psf: .2. is no number"),
     ],
 )
 def test_what_is_no_psf_is_refused(given, message):

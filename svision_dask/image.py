@@ -1,0 +1,241 @@
+"""Make an OME-Zarr image region by region: create the store or go on with it, fill it, coarsen it, publish it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from svision_dask.cluster import own_or
+from svision_dask.errors import OutputError
+from svision_dask.geometry import Grid
+from svision_dask.ledger import Ledger, Receipt, Record, claim, first_difference, read_record
+from svision_dask.omezarr_write import create_store, open_level, publish, storage_shapes, store_checksums
+from svision_dask.output import remove_existing
+from svision_dask.plan import Plan, Regions, Wishes
+from svision_dask.pyramid import halving, pyramid_grids
+from svision_dask.regions import CoarsenTask, RegionTask, run_regions
+from svision_dask.volume import Volume
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+SHOWN = (0.1, 99.9)
+"""Percentiles of the coarsest level between which viewers show a channel at first."""
+RECORDED = ("axes", "input_shape", "output_spacing", "output_origin", "units", "factor", "halo", "tile", "chunk")
+"""Of the plan, with shard, region, version and dtype: what decides on voxels and where they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunProgress:
+    """Where a run stands, after each region."""
+
+    level: int
+    """0 while enhancing, then the pyramid level being made."""
+    levels: int
+    done: int
+    regions: int
+    voxels: int
+    """Written so far by this run, on all levels."""
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be made, of what, and where."""
+
+    volume: Volume
+    output: Path
+    plan: Plan
+    task: RegionTask
+    """Makes regions of level 0."""
+    model: str | None
+    """Digest of the model, if there is one."""
+    about: dict[str, Any]
+    """Provenance, as JSON values."""
+
+    @property
+    def record(self) -> Record:
+        """Whatever would change a voxel: two jobs of one record make the same image."""
+        planned = self.plan.to_json()
+        return {
+            "input": self.volume.identity,
+            "model": self.model,
+            **{key: planned[key] for key in (*RECORDED, "shard", "region", "version", "dtype")},
+            **{package: version(package) for package in ("svision-dask", "torch")},
+        }
+
+
+def as_recorded(output: str | Path, wishes: Wishes | None) -> Wishes:
+    """Wish for what an unfinished output was begun with: its tiles must not depend on the memory that is free now."""
+    wishes, record = wishes or Wishes(), read_record(output)
+    if record is None or record.get("version") != wishes.version:
+        return wishes
+    return replace(
+        wishes,
+        tile=wishes.tile or record.get("tile"),
+        chunk=wishes.chunk or record.get("chunk"),
+        shard=wishes.shard or record.get("shard"),
+    )
+
+
+def make_image(
+    job: Job, *, client: Client | None, overwrite: bool, on_progress: Callable[[RunProgress], None] | None
+) -> list[Grid]:
+    """Make what is missing of an image: all of it, or what an interrupted run left.
+
+    Parameters
+    ----------
+    job
+        Its output was allowed by ``output.check_output``.
+    client
+        Of the cluster to use; by default, one is started on this machine.
+    overwrite
+        Replace what is there, instead of going on with it.
+    on_progress
+        Called after each region.
+
+    Returns
+    -------
+    list of Grid
+        The levels of the pyramid.
+
+    Raises
+    ------
+    OutputError
+        If another run makes this output, or it was begun with something else.
+    RegionError
+        If regions could not be made; what was made stays, to go on with.
+    """
+    plan, levels = job.plan, pyramid_grids(job.plan.fine)
+    cuts = [plan.regions, *(_regions(plan, grid) for grid in levels[1:])]
+    tally = _Tally(cuts=cuts, axes=plan.fine.axes, on_progress=on_progress)
+    with claim(job.output) as ledger:
+        for receipt in _begun(ledger, job, levels, cuts, overwrite=overwrite):
+            tally.add(receipt)
+
+        def on_receipt(receipt: Receipt) -> None:
+            ledger.add(receipt)
+            tally.add(receipt)
+            tally.show(receipt)
+
+        with own_or(client, workers=plan.workers, memory_bytes=plan.memory_bytes) as cluster:
+            for level, regions in enumerate(cuts):
+                run_regions(cluster, _task(job, levels, level), ledger.left(level, regions), on_receipt=on_receipt)
+        for level, regions in enumerate(cuts):
+            made = ledger.checksums[level].astype(np.uint32).reshape(regions.counts)
+            store_checksums(job.output, level, made, unit=regions.unit)
+        publish(
+            job.output,
+            levels,
+            name=job.volume.name,
+            channels=job.volume.channels,
+            version=plan.version,
+            attributes={**job.about, "plan": plan.to_json(), "record": job.record, "missing_chunks": tally.missing},
+            windows=_windows(job.output, levels, tally.limits),
+        )
+    return levels
+
+
+def _begun(
+    ledger: Ledger, job: Job, levels: Sequence[Grid], cuts: Sequence[Regions], *, overwrite: bool
+) -> Iterator[Receipt]:
+    """Create the store, or give the receipts of one that was begun."""
+    counts, known = [len(regions) for regions in cuts], read_record(job.output)
+    if overwrite or known is None or not any(job.output.glob("*")):
+        if overwrite:
+            remove_existing(job.output)
+        ledger.begin(job.record, counts)
+        plan = job.plan
+        create_store(
+            job.output,
+            levels,
+            dtype=plan.dtype,
+            chunks=plan.chunk,
+            shards=plan.shard,
+            version=plan.version,
+            attributes=job.about,
+        )
+        return
+    if not job.volume.identity:
+        raise OutputError(f"{job.output} is unfinished, and whether its input was this one cannot be told. {_ANEW}")
+    difference = first_difference(job.record, known)
+    if difference:
+        raise OutputError(f"{job.output} is unfinished, and its {difference}. {_ANEW}")
+    yield from ledger.resume(counts)
+
+
+_ANEW = "Use --overwrite to begin anew."
+
+
+def _regions(plan: Plan, grid: Grid) -> Regions:
+    """Cut a coarser level into whole shards, or into as many whole chunks as fit into a region of level 0."""
+    chunks, shards = storage_shapes(grid.shape, plan.chunk, plan.shard)
+    return Regions(
+        shape=grid.shape,
+        unit=shards or tuple(max(r // c, 1) * c for r, c in zip(plan.region, chunks, strict=True)),
+    )
+
+
+def _task(job: Job, levels: Sequence[Grid], level: int) -> RegionTask:
+    if level == 0:
+        return job.task
+    return CoarsenTask(output=str(job.output.absolute()), level=level, factor=halving(levels[level - 1]))
+
+
+class _Tally:
+    """Counts what is done, and keeps each channel's lowest and highest voxel."""
+
+    def __init__(
+        self, *, cuts: Sequence[Regions], axes: str, on_progress: Callable[[RunProgress], None] | None
+    ) -> None:
+        self.axes, self.on_progress = axes, on_progress
+        self.counts, self.done = [len(regions) for regions in cuts], [0] * len(cuts)
+        self.started, self.voxels, self.missing = time.monotonic(), 0, 0
+        self.limits: dict[int, tuple[float, float]] = {}
+
+    def add(self, receipt: Receipt) -> None:
+        """Take a region into account, of this run or of one before it."""
+        self.done[receipt.level] += 1
+        self.missing += receipt.missing
+        channel = receipt.start[self.axes.index("c")] if "c" in self.axes else 0
+        low, high = self.limits.get(channel, (receipt.low, receipt.high))
+        self.limits[channel] = (min(low, receipt.low), max(high, receipt.high))
+
+    def show(self, receipt: Receipt) -> None:
+        """Report on a region that was made just now."""
+        self.voxels += receipt.voxels
+        if self.on_progress is not None:
+            self.on_progress(
+                RunProgress(
+                    level=receipt.level,
+                    levels=len(self.counts),
+                    done=self.done[receipt.level],
+                    regions=self.counts[receipt.level],
+                    voxels=self.voxels,
+                    seconds=time.monotonic() - self.started,
+                )
+            )
+
+
+def _windows(
+    output: str | Path, levels: Sequence[Grid], limits: dict[int, tuple[float, float]]
+) -> list[tuple[float, float, float, float]]:
+    """Per channel: lowest and highest voxel, and percentiles to show, of the first time point's coarsest level."""
+    axes = levels[0].axes
+    coarsest = open_level(output, len(levels) - 1)
+    windows = []
+    for channel, (low, high) in sorted(limits.items()):
+        chosen = {"t": slice(0, 1), "c": slice(channel, channel + 1)}
+        voxels = np.asarray(coarsest[tuple(chosen.get(axis, slice(None)) for axis in axes)])
+        finite = voxels[np.isfinite(voxels)].astype(np.float64)
+        start, end = (float(v) for v in np.percentile(finite, SHOWN)) if finite.size else (low, high)
+        if end <= start:  # nearly all voxels are alike
+            end = high if high > start else start + 1
+        windows.append((low, high, start, end))
+    return windows

@@ -1,0 +1,104 @@
+"""Prove later, and wherever it was copied, that an output is complete and unharmed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from svision_dask.cluster import own_or, this_machine
+from svision_dask.errors import OutputError
+from svision_dask.ledger import UNDONE, Receipt, claim
+from svision_dask.omezarr import list_levels, open_omezarr, read_provenance
+from svision_dask.omezarr_write import read_checksums, unpublish
+from svision_dask.plan import Regions
+from svision_dask.regions import VerifyTask, run_regions
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What became of an output."""
+
+    regions: int
+    """Of all levels."""
+    intact: tuple[Receipt, ...]
+    damaged: tuple[str, ...]
+    """Level and first voxel of each region that is not what was written, in words."""
+
+
+def verify(
+    output: str | Path, *, client: Client | None = None, on_progress: Callable[[int, int], None] | None = None
+) -> Verification:
+    """Read every region of an output, and compare it with the checksum that was taken when it was written.
+
+    Parameters
+    ----------
+    output
+        A finished output of svision-dask.
+    client
+        Of a cluster whose workers see ``output``; by default, worker processes are started on this machine.
+    on_progress
+        Called after each region with how many were read, and how many there are.
+
+    Raises
+    ------
+    ImageError
+        If it is no image, or unfinished.
+    OutputError
+        If it was not made by svision-dask, or has no checksums.
+    """
+    path = Path(output).absolute()
+    levels = list_levels(path)
+    if not read_provenance(path):
+        raise OutputError(f"{output} was not made by svision-dask, so nobody knows what it should hold.")
+    checksums, cuts = [], []
+    for number, level in enumerate(levels):
+        known, unit = read_checksums(path, number)
+        cuts.append(Regions(shape=level.grid.shape, unit=unit))
+        if known.shape != cuts[-1].counts:
+            raise OutputError(f"{output}: checksums of level {number} are for {known.shape} regions of another image.")
+        checksums.append(known.ravel())
+    total, seen = sum(len(regions) for regions in cuts), 0
+    intact, damaged = [], []
+
+    def on_receipt(receipt: Receipt) -> None:
+        nonlocal seen
+        seen += 1
+        if receipt.crc32 == checksums[receipt.level][receipt.index]:
+            intact.append(receipt)
+        else:
+            why = "cannot be read" if receipt.crc32 == UNDONE else "holds other voxels than were written"
+            damaged.append(f"level {receipt.level}, region at {receipt.start}: {why}")
+        if on_progress is not None:
+            on_progress(seen, total)
+
+    machine = this_machine()
+    with own_or(client, workers=machine.cores, memory_bytes=machine.memory_bytes // machine.cores) as cluster:
+        for number, regions in enumerate(cuts):
+            task = VerifyTask(volume=open_omezarr(path, level=number), level=number)
+            run_regions(cluster, task, regions, on_receipt=on_receipt)
+    return Verification(regions=total, intact=tuple(intact), damaged=tuple(damaged))
+
+
+def reopen(output: str | Path, found: Verification) -> None:
+    """Make a damaged output unfinished again: the command that made it goes on with what is damaged, and that only.
+
+    Raises
+    ------
+    OutputError
+        If another run has it, or it cannot be written.
+    """
+    record = read_provenance(output).get("record")
+    if not record:
+        raise OutputError(f"{output} does not say what it was made of. Make it anew with --overwrite.")
+    levels = list_levels(output)
+    counts = [len(Regions(shape=level.grid.shape, unit=read_checksums(output, i)[1])) for i, level in enumerate(levels)]
+    with claim(output, keep=True) as ledger:
+        ledger.begin(record, counts)
+        for receipt in found.intact:
+            ledger.add(receipt)
+        unpublish(output)

@@ -1,0 +1,281 @@
+"""What was interrupted goes on where it stopped, and gives the same bytes as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import zarr
+
+from svision_dask.cluster import local_client
+from svision_dask.errors import ImageError, OutputError, RegionError
+from svision_dask.formats import open_volume
+from svision_dask.image import RunProgress
+from svision_dask.omezarr import list_levels, read_provenance
+from svision_dask.pipeline import copy_to_zarr, enhance_to_zarr
+from svision_dask.plan import Wishes
+from svision_dask.verification import verify
+from tests.commands import finish, run, start, textured, write_tiff
+from tests.models import tiny
+
+SHAPE = (8, 24, 160)
+CUT = Wishes(chunk={"z": 8, "y": 16, "x": 16}, shard={"z": 8, "y": 16, "x": 64}, tile={"z": 4, "y": 8, "x": 32})
+REGIONS, COARSER = 2 * 3 * 5, 2 * 2 * 3
+"""Of the two levels of the pyramid; z, which is four times as coarse, is not halved."""
+
+
+@pytest.fixture(scope="module")
+def client():
+    with local_client(workers=2, memory_bytes=4 * 2**30) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("resume")
+
+
+@pytest.fixture(scope="module")
+def source(folder) -> Path:
+    return write_tiff(folder / "coarse.ome.tif", textured(SHAPE))
+
+
+@pytest.fixture(scope="module")
+def model(folder) -> Path:
+    return tiny((2, 2, 2)).save(folder / "tiny.safetensors")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder, source, model, client) -> Path:
+    output = folder / "undisturbed.zarr"
+    enhance_to_zarr(source, output, model=model, wishes=CUT, client=client)
+    return output
+
+
+def levels_of(path: Path) -> list[np.ndarray]:
+    return [np.asarray(zarr.open_array(path / level.path, mode="r")[:]) for level in list_levels(path)]
+
+
+def assert_same(path: Path, other: Path) -> None:
+    for ours, theirs in zip(levels_of(path), levels_of(other), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert zarr.open_group(path).attrs["ome"]["omero"] == zarr.open_group(other).attrs["ome"]["omero"]
+    assert not path.with_name(f".{path.name}.svision").exists()
+
+
+def interrupt_after(count: int):
+    seen: list[RunProgress] = []
+
+    def look(progress: RunProgress) -> None:
+        seen.append(progress)
+        if len(seen) == count:
+            raise KeyboardInterrupt
+
+    return look
+
+
+@pytest.mark.parametrize("count", [1, 7, REGIONS - 1, REGIONS, REGIONS + 2])
+def test_only_what_is_missing_is_made_wherever_it_stopped(count, source, model, undisturbed, client, tmp_path):
+    output, seen = tmp_path / "fine.zarr", []
+    with pytest.raises(KeyboardInterrupt):
+        enhance_to_zarr(source, output, model=model, wishes=CUT, client=client, on_progress=interrupt_after(count))
+    with pytest.raises(ImageError, match="unfinished"):
+        open_volume(output)
+    # Without the wishes: an output goes on with the tiles and shards that it was begun with.
+    enhance_to_zarr(source, output, model=model, client=client, resume=True, on_progress=seen.append)
+    assert_same(output, undisturbed)
+    assert [p.done for p in seen if p.level == 0] == list(range(count + 1, REGIONS + 1))
+    assert [p.done for p in seen if p.level == 1] == list(range(max(1, count - REGIONS + 1), COARSER + 1))
+
+
+def begun(source: Path, model: Path, output: Path, client) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        enhance_to_zarr(source, output, model=model, wishes=CUT, client=client, on_progress=interrupt_after(3))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"wishes": replace(CUT, tile={"z": 4, "y": 8, "x": 16})}, r"its tile was .* and is"),
+        ({"wishes": replace(CUT, version="0.4", shard=None)}, "its (tile|region|shard) was"),
+        ({"dtype": "float32"}, "its dtype was"),
+        ({"model": replace(tiny((2, 2, 2)), provenance={"seed": 1})}, "its model was"),
+    ],
+)
+def test_another_plan_is_refused_and_nothing_is_touched(change, reason, source, model, undisturbed, client, tmp_path):
+    output = tmp_path / "fine.zarr"
+    begun(source, model, output, client)
+    with pytest.raises(OutputError, match=reason):
+        enhance_to_zarr(source, output, **{"model": model, "client": client, **change})
+    enhance_to_zarr(source, output, model=model, client=client)
+    assert_same(output, undisturbed)
+
+
+def test_another_input_under_the_same_name_is_refused(model, client, tmp_path):
+    source = write_tiff(tmp_path / "coarse.ome.tif", textured(SHAPE))
+    begun(source, model, tmp_path / "fine.zarr", client)
+    write_tiff(source, textured(SHAPE, seed=1))
+    with pytest.raises(OutputError, match=r"its input was .* Use --overwrite to begin anew"):
+        enhance_to_zarr(source, tmp_path / "fine.zarr", model=model, client=client)
+    enhance_to_zarr(source, tmp_path / "fine.zarr", model=model, wishes=CUT, client=client, overwrite=True)
+    assert not (tmp_path / ".fine.zarr.svision").exists()
+
+
+def test_an_input_in_memory_cannot_be_told_from_another(source, model, client, tmp_path):
+    volume = replace(open_volume(source), identity="")
+    begun(volume, model, tmp_path / "fine.zarr", client)
+    with pytest.raises(OutputError, match=r"cannot be told\. Use --overwrite"):
+        enhance_to_zarr(volume, tmp_path / "fine.zarr", model=model, client=client)
+
+
+def test_a_deleted_store_is_not_believed_to_be_done(source, model, undisturbed, client, tmp_path):
+    output = tmp_path / "fine.zarr"
+    begun(source, model, output, client)
+    shutil.rmtree(output)
+    enhance_to_zarr(source, output, model=model, client=client)
+    assert_same(output, undisturbed)
+
+
+def test_resume_insists_on_something_to_resume(source, model, undisturbed, client, tmp_path):
+    for output in (tmp_path / "new.zarr", undisturbed):
+        with pytest.raises(OutputError, match="there is nothing to resume"):
+            enhance_to_zarr(source, output, model=model, client=client, resume=True)
+
+
+def test_a_copy_goes_on_too(source, client, tmp_path):
+    volume, output = open_volume(source), tmp_path / "copy.zarr"
+    wishes = Wishes(chunk={"z": 4, "y": 8, "x": 8}, shard={"z": 4, "y": 8, "x": 8})
+    with pytest.raises(KeyboardInterrupt):
+        copy_to_zarr(volume, output, wishes=wishes, client=client, on_progress=interrupt_after(5))
+    seen: list[RunProgress] = []
+    copy_to_zarr(volume, output, client=client, on_progress=seen.append)
+    assert [p.done for p in seen if p.level == 0] == list(range(6, 2 * 3 * 20 + 1))
+    np.testing.assert_array_equal(levels_of(output)[0], textured(SHAPE))
+
+
+ARGUMENTS = ("--chunks", 8, "--shards", 8, "--tile", 4, "--workers", 1)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5])
+def test_a_killed_client_leaves_an_output_that_the_same_command_finishes(share, source, model, client, tmp_path):
+    command = ("enhance", source, tmp_path / "fine.zarr", "-m", model, *ARGUMENTS)
+    process = start(*command)
+    family = psutil.Process(process.pid)
+    receipts = tmp_path / ".fine.zarr.svision" / "receipts.jsonl"
+    while not receipts.exists() or len(receipts.read_bytes().splitlines()) < share * 2 * 6 * 40:
+        assert process.poll() is None, finish(process).stderr
+        time.sleep(0.02)
+    workers = family.children(recursive=True)
+    process.kill()
+    finish(process)
+    psutil.wait_procs(workers, timeout=30)  # they end when they miss the scheduler
+    again = run(*command)
+    assert again.exit_code == 0, again.stderr
+    whole = tmp_path / "whole.zarr"
+    cut = Wishes(**{k: dict.fromkeys("zyx", n) for k, n in (("chunk", 8), ("shard", 8), ("tile", 4))})
+    enhance_to_zarr(source, whole, model=model, wishes=cut, client=client)
+    assert_same(tmp_path / "fine.zarr", whole)
+
+
+def test_the_command_without_a_model_does_not_train_again(source, tmp_path):
+    output, options = tmp_path / "fine.zarr", ("--steps", 3, *ARGUMENTS)
+    process = start("enhance", source, output, *options)
+    receipts = tmp_path / ".fine.zarr.svision" / "receipts.jsonl"
+    while not receipts.exists() or len(receipts.read_bytes().splitlines()) < 5:
+        assert process.poll() is None, finish(process).stderr
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert finish(process).exit_code == 143
+    (kept,) = tmp_path.glob("*.safetensors")
+    other = run("enhance", source, output, *options, "--seed", 1)
+    assert other.exit_code == 1
+    assert "its seed was 0 and is 1" in other.error
+    again = run("enhance", source, output, *options, "--resume")
+    assert again.exit_code == 0, again.stderr
+    assert f"resume   with {kept}" in again.stderr
+    assert "train" not in again.stderr
+    assert list(tmp_path.glob("*.safetensors")) == [kept]
+    assert read_provenance(output)["state"] == "complete"
+
+
+def shards_of(output: Path) -> list[Path]:
+    return sorted(path for path in (output / "0" / "c").rglob("*") if path.is_file())
+
+
+def flip_a_bit(shard: Path) -> None:
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 4
+    shard.write_bytes(content)
+
+
+@pytest.mark.parametrize(("number", "damage"), [(3, Path.unlink), (5, flip_a_bit), (0, lambda p: p.write_bytes(b""))])
+def test_damage_is_found_also_in_a_copy_and_only_that_is_made_anew(
+    number, damage, source, model, undisturbed, client, tmp_path
+):
+    output, seen = tmp_path / "copied.zarr", []
+    shutil.copytree(undisturbed, output)
+    assert run("verify", output).stdout == f"{REGIONS + COARSER} regions, all as they were written\n"
+    damage(shards_of(output)[number])
+    found = run("verify", output, "--reopen")
+    assert found.exit_code == 1
+    assert len(found.stdout.splitlines()) == 1
+    assert found.stdout.startswith("level 0, region at (")
+    assert f"1 of {REGIONS + COARSER} regions are damaged; run the command that made it again" in found.error
+    with pytest.raises(ImageError, match="unfinished"):
+        open_volume(output)
+    enhance_to_zarr(source, output, model=model, client=client, on_progress=seen.append)
+    assert [(p.level, p.done) for p in seen] == [(0, REGIONS)]
+    assert_same(output, undisturbed)
+    assert run("verify", output).exit_code == 0
+
+
+def test_a_shard_of_another_place_is_not_taken_for_intact(undisturbed, client, tmp_path):
+    output = tmp_path / "copied.zarr"
+    shutil.copytree(undisturbed, output)
+    one, other = shards_of(output)[1:3]
+    shutil.copy(one, other)
+    found = verify(output, client=client)
+    assert [line.partition(": ")[2] for line in found.damaged] == ["holds other voxels than were written"]
+
+
+def test_only_finished_outputs_of_ours_can_be_verified(undisturbed, client, tmp_path):
+    foreign = tmp_path / "foreign.zarr"
+    shutil.copytree(undisturbed, foreign)
+    group = zarr.open_group(foreign, mode="r+")
+    del group.attrs["svision_dask"]
+    with pytest.raises(OutputError, match="not made by svision-dask"):
+        verify(foreign, client=client)
+    shutil.copytree(undisturbed, tmp_path / "bare.zarr")
+    shutil.rmtree(tmp_path / "bare.zarr" / "svision_dask")
+    with pytest.raises(OutputError, match="no checksums of level 0"):
+        verify(tmp_path / "bare.zarr", client=client)
+
+
+def test_a_missing_chunk_is_an_error_that_names_it_or_empty_and_counted(model, client, tmp_path):
+    values = textured(SHAPE)
+    coarse, output = tmp_path / "coarse.zarr", tmp_path / "fine.zarr"
+    copy_to_zarr(
+        open_volume(write_tiff(tmp_path / "coarse.ome.tif", values)),
+        coarse,
+        wishes=Wishes(chunk={"z": 4, "y": 8, "x": 8}, shard={"z": 4, "y": 8, "x": 8}),
+        client=client,
+    )
+    (coarse / "0" / "c" / "1" / "2" / "3").unlink()
+    with pytest.raises(RegionError, match=r"chunk c/1/2/3 is missing\. .* use --missing empty"):
+        copy_to_zarr(open_volume(coarse), output, client=client)
+    with pytest.raises(OutputError, match="its input was"):
+        copy_to_zarr(open_volume(coarse, missing="empty"), output, client=client)
+    copy_to_zarr(open_volume(coarse, missing="empty"), output, client=client, overwrite=True)
+    values[4:, 16:, 24:32] = 0
+    np.testing.assert_array_equal(levels_of(output)[0], values)
+    assert read_provenance(output)["missing_chunks"] == 1
+    enhanced = tmp_path / "enhanced.zarr"
+    enhance_to_zarr(open_volume(coarse, missing="empty"), enhanced, model=model, client=client)
+    assert read_provenance(enhanced)["missing_chunks"] >= 1
