@@ -88,7 +88,10 @@ def test_an_empty_folder_is_allowed(tmp_path):
     ("make", "what"),
     [
         (make_image, "a finished output of svision-dask"),
-        (lambda path: make_image(path, finished=False), "an unfinished output of svision-dask"),
+        (
+            lambda path: make_image(path, finished=False),
+            "an unfinished output of svision-dask, and what was done of it is not known",
+        ),
         (make_foreign_image, "an OME-Zarr that svision-dask did not make"),
     ],
 )
