@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -30,6 +32,11 @@ if TYPE_CHECKING:
 TASKS_PER_WORKER = 3
 """Tasks known to the cluster per worker thread: one runs and two wait, so that none idles for the client."""
 
+PAUSES = (0.5, 2.0, 8.0)
+"""Seconds before another try at a region after an error that passes."""
+_TRANSIENT = "EAGAIN EBUSY ECONNABORTED ECONNRESET EHOSTUNREACH EINTR EIO ENETUNREACH ESTALE ETIMEDOUT"
+TRANSIENT = {getattr(errno, name) for name in _TRANSIENT.split() if hasattr(errno, name)}
+"""Errors that pass. A full disk, a read-only one and a forbidden one do not."""
 HEAVY_BYTES = 2**17
 """A task that pickles to more carries voxels; others carry paths."""
 
@@ -196,51 +203,88 @@ def run_regions(
 ) -> None:
     """Run ``task`` on every region, with a bounded number of tasks known to the cluster at any time.
 
+    A region whose worker died is made again at the end, with no other region around that could be the reason.
+
     Raises
     ------
     RegionError
         If a region fails: no more are started then, and those known to the cluster are waited for, because a task that
-        writes after this call has returned could meet whatever the caller does next.
+        writes after this call has returned could meet whatever the caller does next. If a region kills every worker
+        that tries it, all others are made first.
     """
     from cloudpickle import dumps
-    from distributed import as_completed
 
-    waiting, failures = iter(regions), []
     # A volume held in memory travels to every worker once, not with every region.
     sent = client.scatter(task, broadcast=True, hash=False) if len(dumps(task)) > HEAVY_BYTES else task
     submit = partial(client.submit, _run_one, sent, pure=False)
-    known = TASKS_PER_WORKER * max(1, sum(client.nthreads().values()))
-    running = as_completed([submit(region) for region in islice(waiting, known)])
-    try:
-        for future in running:
-            outcome = _outcome(future)
-            future.release()
-            if isinstance(outcome, str):
-                failures.append(outcome)
-            else:
-                on_receipt(outcome)
-            for region in islice(waiting, 0 if failures else 1):
-                running.add(submit(region))
-    except BaseException:  # an interrupt, too, must not leave tasks behind
-        client.cancel(list(running.futures))
-        raise
+    suspects: list[Region] = []
+    failures = _drain(client, submit, iter(regions), on_receipt, suspects)
+    for region in [] if failures else suspects:
+        again: list[Region] = []
+        failures += _drain(client, submit, iter([region]), on_receipt, again)
+        failures += [
+            f"region {r.index} at {r.start}: every worker that tried it died; was it the memory?" for r in again
+        ]
     if failures:
         more = f" ({len(failures) - 1} more failed.)" if len(failures) > 1 else ""
-        raise RegionError(f"{failures[0]}{more} Nothing was published.")
+        raise RegionError(f"{failures[0]}{more} Nothing was published; the same command goes on with what is missing.")
 
 
-def _outcome(future: Future[Any]) -> Receipt | str:
-    """Take the receipt, or why there is none; an error that arrives as such is one of the worker, not of the task."""
+def _drain(
+    client: Client,
+    submit: Callable[[Region], Future[Any]],
+    waiting: Iterator[Region],
+    on_receipt: Callable[[Receipt], None],
+    suspects: list[Region],
+) -> list[str]:
+    """Run regions until there are no more, or one fails; those whose worker died are added to ``suspects``."""
+    from distributed import KilledWorker, as_completed
+
+    failures: list[str] = []
+    known = TASKS_PER_WORKER * max(1, sum(client.nthreads().values()))
+    at_work = {future: region for region in islice(waiting, known) for future in [submit(region)]}
+    running = as_completed(list(at_work))
     try:
-        outcome: Receipt | str = future.result()
-    except Exception as error:  # whatever happened, it happened to a region
-        return f"a worker failed: {one_line(error)}"
-    return outcome
+        for future in running:
+            region = at_work.pop(future)
+            try:
+                outcome: Receipt | str = future.result()
+            except KilledWorker:
+                suspects.append(region)
+            except Exception as error:  # an error that arrives as such is one of the worker, not of the task
+                failures.append(f"a worker failed: {one_line(error)}")
+            else:
+                if isinstance(outcome, str):
+                    failures.append(outcome)
+                else:
+                    on_receipt(outcome)
+            future.release()
+            for following in islice(waiting, 0 if failures else 1):
+                at_work[added := submit(following)] = following
+                running.add(added)
+    except BaseException:  # an interrupt, too, must not leave tasks behind
+        client.cancel(list(at_work))
+        raise
+    return failures
 
 
 def _run_one(task: RegionTask, region: Region) -> Receipt | str:
     """Errors raised on purpose come back as text: an exception with a remote traceback is for the unexpected."""
-    try:
-        return task(region)
-    except Exception as error:  # zarr and torch raise nearly anything, and the place is what helps
-        return f"region {region.index} at {region.start}: {type(error).__name__}: {one_line(error)}"
+    pauses = iter(PAUSES)
+    while True:
+        try:
+            return task(region)
+        except Exception as error:  # zarr and torch raise nearly anything, and the place is what helps
+            pause = next(pauses, None) if _passes(error) else None
+            if pause is None:
+                return f"region {region.index} at {region.start}: {type(error).__name__}: {one_line(error)}"
+            time.sleep(pause)
+
+
+def _passes(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is one of those that network file systems get over."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in TRANSIENT:
+            return True
+        error = error.__cause__ or error.__context__
+    return False

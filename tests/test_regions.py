@@ -1,0 +1,91 @@
+"""Regions whose worker dies, or whose storage fails for a while or for good."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from svision_dask import regions as module
+from svision_dask.cluster import local_client
+from svision_dask.errors import RegionError
+from svision_dask.ledger import Receipt
+from svision_dask.plan import Region, Regions
+from svision_dask.regions import run_regions
+
+REGIONS = Regions(shape=(12,), unit=(1,))
+BAD = 4
+
+
+@pytest.fixture(scope="module")
+def client():
+    with local_client(workers=2, memory_bytes=2 * 2**30) as started:
+        yield started
+
+
+@dataclass(frozen=True)
+class Faulty:
+    """Fails at one region, the first ``times`` times; a file counts them, whichever process it happens in."""
+
+    counter: Path
+    times: int
+    error: int | None = None
+    """Number of the error to raise; by default, the process kills itself."""
+
+    def __call__(self, region: Region) -> Receipt:
+        if region.index == BAD:
+            with self.counter.open("a") as tries:
+                tries.write("x")
+            if len(self.counter.read_text()) <= self.times:
+                if self.error is not None:
+                    raise OSError(self.error, os.strerror(self.error))
+                os.kill(os.getpid(), signal.SIGKILL)
+        return Receipt(level=0, index=region.index, start=region.start, low=0, high=0, voxels=1, crc32=0)
+
+
+def made(client, task: Faulty) -> list[int]:
+    indices: list[int] = []
+    try:
+        run_regions(client, task, REGIONS, on_receipt=lambda receipt: indices.append(receipt.index))
+    finally:
+        indices.sort()
+    return indices
+
+
+@pytest.mark.parametrize("times", [1, 5])
+def test_a_worker_that_dies_is_replaced_and_its_region_made_again(times, client, tmp_path):
+    assert made(client, Faulty(tmp_path / "tries", times)) == list(range(12))
+
+
+def test_a_region_that_kills_every_worker_is_named_and_all_others_are_made(client, tmp_path):
+    indices: list[int] = []
+    task = Faulty(tmp_path / "tries", times=1000)
+    with pytest.raises(RegionError, match=r"region 4 at \(4,\): every worker that tried it died"):
+        run_regions(client, task, REGIONS, on_receipt=lambda receipt: indices.append(receipt.index))
+    assert sorted(indices) == [i for i in range(12) if i != BAD]
+
+
+def test_an_error_that_passes_is_waited_for(client, tmp_path):
+    task = Faulty(tmp_path / "tries", times=2, error=errno.EIO)
+    assert made(client, task) == list(range(12))
+    assert task.counter.read_text() == "xxx"
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_an_error_that_stays_ends_the_run_at_once(error, client, tmp_path):
+    task = Faulty(tmp_path / "tries", times=1000, error=error)
+    with pytest.raises(RegionError, match=r"region 4 at \(4,\): .*the same command goes on"):
+        run_regions(client, task, Regions(shape=(10**6,), unit=(1,)), on_receipt=lambda receipt: None)
+    assert task.counter.read_text() == "x"
+
+
+def test_the_place_of_an_error_and_its_cause_are_told_also_after_all_tries(client, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PAUSES", (0.01,))
+    region = REGIONS.at(BAD)
+    task = Faulty(tmp_path / "tries", times=1000, error=errno.ESTALE)
+    assert module._run_one(task, region).startswith("region 4 at (4,): OSError: [Errno 116]")
+    assert task.counter.read_text() == "xx"
