@@ -78,6 +78,7 @@ def train(source: str, output: str, **given: Any) -> None:
 @storing
 @replacing
 @resuming
+@click.option("--empty-below", type=float, help="Take regions for zeros in which every voxel is below this intensity.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 def enhance(
     source: str,
@@ -124,6 +125,7 @@ def enhance(
             output,
             model=kept,
             plan=planned,
+            empty_below=given["empty_below"],
             overwrite=overwrite,
             resume=resume,
             on_progress=_run_shower(update),

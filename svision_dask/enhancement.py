@@ -154,7 +154,7 @@ def _enhance_tile(
             "would spread over the halo."
         )
     own = channel + (block_id[axes.index("c")] if "c" in axes else 0)
-    fine = model.refine(block.reshape(spatial_shape(axes, block.shape)), channel=own)
+    fine = _refined(model, block.reshape(spatial_shape(axes, block.shape)), own)
     expected = tuple(
         f * (n - 2 * h) for n, f, h in zip(spatial_shape(axes, block.shape), model.factor, model.halo, strict=True)
     )
@@ -163,6 +163,29 @@ def _enhance_tile(
     return cast(fine, dtype).reshape(
         *(n for axis, n in zip(axes, block.shape, strict=True) if axis not in SPATIAL), *_drop(fine.shape, axes)
     )
+
+
+def _refined(model: Model, coarse: npt.NDArray[Any], channel: int) -> npt.NDArray[np.float32]:
+    """Enhance a tile; one that holds a single value, as most of many volumes do, needs no pass of its own.
+
+    Every coarse voxel of such a tile has the same surroundings, so its fine voxels are those of the first, to the bit.
+    """
+    value = coarse.flat[0]
+    if not (coarse == value).all():
+        return model.refine(coarse, channel=channel)
+    size = tuple(n - 2 * h for n, h in zip(coarse.shape, model.halo, strict=True))
+    known = _constant.get((model.digest, channel, coarse.shape, float(value)))
+    if known is not None:
+        return np.tile(known, size)
+    fine = model.refine(coarse, channel=channel)
+    first = fine[tuple(slice(0, f) for f in model.factor)]
+    if np.array_equal(np.tile(first, size), fine):  # or the machine's arithmetic depends on the place
+        _constant.clear()  # one volume has one background
+        _constant[model.digest, channel, coarse.shape, float(value)] = first
+    return fine
+
+
+_constant: dict[tuple[str, int, Shape, float], npt.NDArray[np.float32]] = {}
 
 
 def _drop(shape: Shape, axes: str) -> Shape:

@@ -58,6 +58,8 @@ class Job:
     """Digest of the model, if there is one."""
     about: dict[str, Any]
     """Provenance, as JSON values."""
+    empty_below: float | None = None
+    """What the task takes for empty."""
 
     @property
     def record(self) -> Record:
@@ -66,6 +68,7 @@ class Job:
         return {
             "input": self.volume.identity,
             "model": self.model,
+            "empty_below": self.empty_below,
             **{key: planned[key] for key in (*RECORDED, "shard", "region", "version", "dtype")},
             **{package: version(package) for package in ("svision-dask", "torch")},
         }
@@ -136,7 +139,13 @@ def make_image(
             name=job.volume.name,
             channels=job.volume.channels,
             version=plan.version,
-            attributes={**job.about, "plan": plan.to_json(), "record": job.record, "missing_chunks": tally.missing},
+            attributes={
+                **job.about,
+                "plan": plan.to_json(),
+                "record": job.record,
+                "missing_chunks": tally.missing,
+                "empty_regions": tally.empty,
+            },
             windows=_windows(job.output, levels, tally.limits),
         )
     return levels
@@ -196,13 +205,15 @@ class _Tally:
     ) -> None:
         self.axes, self.on_progress = axes, on_progress
         self.counts, self.done = [len(regions) for regions in cuts], [0] * len(cuts)
-        self.started, self.voxels, self.missing = time.monotonic(), 0, 0
+        self.started, self.voxels = time.monotonic(), 0
+        self.missing, self.empty = 0, 0
         self.limits: dict[int, tuple[float, float]] = {}
 
     def add(self, receipt: Receipt) -> None:
         """Take a region into account, of this run or of one before it."""
         self.done[receipt.level] += 1
         self.missing += receipt.missing
+        self.empty += receipt.empty
         channel = receipt.start[self.axes.index("c")] if "c" in self.axes else 0
         low, high = self.limits.get(channel, (receipt.low, receipt.high))
         self.limits[channel] = (min(low, receipt.low), max(high, receipt.high))

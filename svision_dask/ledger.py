@@ -51,6 +51,8 @@ class Receipt:
     """Of the voxels that were read back, in C order and the machine's byte order."""
     missing: int = 0
     """Chunks of the input that were not there and counted as empty."""
+    empty: bool = False
+    """Whether the region and its halo hold a single value, so that there was nothing to enhance."""
 
 
 class Ledger:

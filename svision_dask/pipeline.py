@@ -92,6 +92,7 @@ def enhance_to_zarr(
     dtype: str = "same",
     wishes: Wishes | None = None,
     client: Client | None = None,
+    empty_below: float | None = None,
     overwrite: bool = False,
     resume: bool = False,
     on_progress: Callable[[RunProgress], None] | None = None,
@@ -116,6 +117,9 @@ def enhance_to_zarr(
     client
         Of a cluster whose workers see ``source`` and ``output`` under the same paths; by default, worker processes are
         started on this machine.
+    empty_below
+        Take regions for zeros in which, halo included, every voxel is below this intensity. Tiles of a single value
+        are never computed twice anyway.
     overwrite
         Replace an OME-Zarr that is in the way, also an unfinished one.
     resume
@@ -157,6 +161,7 @@ def enhance_to_zarr(
         model_digest=trained.digest,
         output=str(Path(output).absolute()),
         plan=plan,
+        empty_below=empty_below,
     )
     about = {
         "package": f"svision-dask {version('svision-dask')}",
@@ -166,7 +171,15 @@ def enhance_to_zarr(
         # The loss curve stays in the model, which is kept; readers of the image load all of its attributes.
         "training": {key: value for key, value in trained.provenance.items() if key != "loss"},
     }
-    job = Job(volume=volume, output=Path(output), plan=plan, task=task, model=trained.digest, about=about)
+    job = Job(
+        volume=volume,
+        output=Path(output),
+        plan=plan,
+        task=task,
+        model=trained.digest,
+        about=about,
+        empty_below=empty_below,
+    )
     levels = make_image(job, client=client, overwrite=overwrite, on_progress=on_progress)
     return Report(
         output=str(output),

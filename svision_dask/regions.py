@@ -6,7 +6,7 @@ import errno
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -58,6 +58,8 @@ class EnhanceTask:
     model_digest: str
     output: str
     plan: Plan
+    empty_below: float | None = None
+    """A region and its halo in which every voxel is below count as zeros."""
 
     def __call__(self, region: Region) -> Receipt:
         """Make one region of level 0."""
@@ -73,6 +75,8 @@ class EnhanceTask:
         first = tuple(a - h for a, h in zip(start, plan.halo, strict=True))
         last = tuple(a + k * t + h for a, k, t, h in zip(start, tiles, plan.tile, plan.halo, strict=True))
         haloed = read_mirrored(self.volume, first, last)
+        if self.empty_below is not None and (haloed < self.empty_below).all():
+            haloed = np.zeros_like(haloed)
         inside = (slice(max(a, 0), min(b, n)) for a, b, n in zip(first, last, plan.coarse.shape, strict=True))
         missing = self.volume.absent(tuple(inside))
         channel = start[axes.index("c")] if "c" in axes else 0
@@ -87,7 +91,8 @@ class EnhanceTask:
         wanted = tuple(slice(0, b - a) for a, b in zip(region.start, region.stop, strict=True))
         # Inside a worker, plain compute() would submit to the whole cluster.
         block = fine[wanted].compute(scheduler="synchronous")
-        return write_checked(open_level(self.output, 0, "r+"), region, block, missing=missing)
+        receipt = write_checked(open_level(self.output, 0, "r+"), region, block, missing=missing)
+        return replace(receipt, empty=bool((haloed == haloed.flat[0]).all()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from svision_dask import enhancement
 from svision_dask.enhancement import ManyTilesWarning, cast, enhance
 from svision_dask.errors import ImageError, ModelError, PlanError
 from svision_dask.geometry import Grid
@@ -331,3 +332,22 @@ def test_casting_rounds_and_clips_and_never_wraps(dtype, given, wanted) -> None:
     result = cast(np.array(given, np.float32), np.dtype(dtype))
     assert result.dtype == np.dtype(dtype)
     assert result.tolist() == wanted
+
+
+def test_tiles_of_a_single_value_are_computed_once_and_to_the_bit_as_if_each_were(monkeypatch):
+    values = random_voxels((10, 40, 90), "uint16")
+    values[:, :, 30:] = 7
+    volume, model, tile = volume_of(values, "zyx"), fast((2, 2, 2)), {"z": 10, "y": 10, "x": 10}
+    seen, refine = [], Model.refine
+
+    def counted(model: Model, voxels: np.ndarray, **options: int) -> np.ndarray:
+        seen.append(voxels)
+        return refine(model, voxels, **options)
+
+    monkeypatch.setattr(Model, "refine", counted)
+    enhanced = enhance(volume, model, tile=tile).voxels.compute(scheduler="synchronous")
+    constant = sum(int(v.min() == v.max()) for v in seen)
+    assert (constant, len(seen)) == (1, 4 * 4 + 1)  # of the nine tiles along x, four see anything but sevens
+    monkeypatch.setattr(enhancement, "_refined", lambda model, coarse, channel: refine(model, coarse, channel=channel))
+    each = enhance(volume, model, tile=tile).voxels.compute(scheduler="synchronous")
+    np.testing.assert_array_equal(enhanced, each)

@@ -15,15 +15,18 @@ import pytest
 import zarr
 
 from svision_dask.cluster import local_client
+from svision_dask.enhancement import enhance
 from svision_dask.errors import ImageError, OutputError, RegionError
 from svision_dask.formats import open_volume
 from svision_dask.image import RunProgress
+from svision_dask.model import load_model
 from svision_dask.omezarr import list_levels, read_provenance
 from svision_dask.pipeline import copy_to_zarr, enhance_to_zarr
 from svision_dask.plan import Wishes
 from svision_dask.verification import verify
 from tests.commands import finish, run, start, textured, write_tiff
 from tests.models import tiny
+from tests.test_enhancement import volume_of
 
 SHAPE = (8, 24, 160)
 CUT = Wishes(chunk={"z": 8, "y": 16, "x": 16}, shard={"z": 8, "y": 16, "x": 64}, tile={"z": 4, "y": 8, "x": 32})
@@ -256,6 +259,29 @@ def test_only_finished_outputs_of_ours_can_be_verified(undisturbed, client, tmp_
     shutil.rmtree(tmp_path / "bare.zarr" / "svision_dask")
     with pytest.raises(OutputError, match="no checksums of level 0"):
         verify(tmp_path / "bare.zarr", client=client)
+
+
+def test_empty_regions_are_recorded_and_what_counts_as_empty_is_part_of_the_record(model, client, tmp_path):
+    values = textured(SHAPE)  # around 500
+    values[:, :, 40:] = 7
+    source, plain = write_tiff(tmp_path / "coarse.ome.tif", values), tmp_path / "plain.zarr"
+    enhance_to_zarr(source, plain, model=model, wishes=CUT, client=client)
+    assert 0 < read_provenance(plain)["empty_regions"] < REGIONS
+    output = tmp_path / "fine.zarr"
+    with pytest.raises(KeyboardInterrupt):
+        enhance_to_zarr(
+            source, output, model=model, wishes=CUT, empty_below=50, client=client, on_progress=interrupt_after(3)
+        )
+    with pytest.raises(OutputError, match="its empty_below was 50 and is null"):
+        enhance_to_zarr(source, output, model=model, client=client)
+    enhance_to_zarr(source, output, model=model, empty_below=50, client=client)
+    assert read_provenance(output)["empty_regions"] == read_provenance(plain)["empty_regions"]
+    fine, whole = levels_of(output)[0], levels_of(plain)[0]
+    last = slice(4 * 64, None)  # regions whose halo sees nothing but sevens
+    zeros = np.zeros(SHAPE, "uint16")
+    wanted = enhance(volume_of(zeros, "zyx"), load_model(model)).voxels.compute(scheduler="synchronous")
+    np.testing.assert_array_equal(fine[..., last], wanted[..., last])
+    np.testing.assert_array_equal(fine[..., :64], whole[..., :64])
 
 
 def test_a_missing_chunk_is_an_error_that_names_it_or_empty_and_counted(model, client, tmp_path):
