@@ -43,7 +43,7 @@ class TrainSettings:
 
 SETTINGS: Mapping[Preset, TrainSettings] = {
     # Smaller patches than the paper's see more places per second; a robust loss keeps the brightest voxels from ruling.
-    "fast": TrainSettings(steps=600, batch=8, patch=(12, 12, 12), learning_rate=3e-3, loss=F.smooth_l1_loss),
+    "fast": TrainSettings(steps=600, batch=8, patch=(12, 12, 12), learning_rate=2e-3, loss=F.smooth_l1_loss),
     "best": TrainSettings(steps=1500, batch=8, patch=(12, 12, 12), learning_rate=2e-3, loss=F.smooth_l1_loss),
     # Section 2.1 of the paper: 64×64×8 patches in batches of 8, L2, 1 500 steps; deeper here than the network's reach.
     "paper": TrainSettings(
