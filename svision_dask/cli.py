@@ -111,6 +111,7 @@ def enhance(
     if begun:
         click.echo(f"resume   with {begun}", err=True)
         model_path, model = begun, load_model(begun)
+        _tell_drift(model, volume, "is it the input that this was begun with?")
     elif model_path:
         model = _given_model(model_path, volume, renormalise=renormalise)
         _tell_drift(model, volume, "train on this volume, or try --renormalise")
@@ -273,11 +274,12 @@ def _design_of(model_path: str, volume: Volume) -> Architecture:
 
 def _model_begun_with(output: str, given: Given) -> str | None:
     """Find the model of an unfinished output that was trained for it with the same options."""
-    from svision_dask.ledger import first_difference, read_record
+    from svision_dask.ledger import first_difference
     from svision_dask.model import load_model
+    from svision_dask.output import begun_record
     from svision_dask.pipeline import model_path_beside
 
-    record = read_record(output)
+    record = begun_record(output)
     if record is None or not record.get("model"):
         return None
     path = model_path_beside(output, str(record["model"]))

@@ -178,7 +178,7 @@ def _refined(model: Model, coarse: npt.NDArray[Any], channel: int) -> npt.NDArra
     if known is not None:
         return np.tile(known, size)
     fine = model.refine(coarse, channel=channel)
-    first = fine[tuple(slice(0, f) for f in model.factor)]
+    first = fine[tuple(slice(0, f) for f in model.factor)].copy()
     if np.array_equal(np.tile(first, size), fine):  # or the machine's arithmetic depends on the place
         _constant.clear()  # one volume has one background
         _constant[model.digest, channel, coarse.shape, float(value)] = first

@@ -63,12 +63,7 @@ def open_volume(
     if not is_tiff(path):
         raise ImageError(f"{path} is neither OME-Zarr nor TIFF; give {READABLE}.")
     _refuse(path, "a TIFF, of which only level 0 is read", level=level or None)
-    seen = path.stat()
-    return replace(
-        open_tiff(path, series=series, axes=axes, spacing=spacing, unit=unit),
-        paths=(str(path),),
-        identity=f"{seen.st_size} bytes of {seen.st_mtime_ns}",
-    )
+    return replace(open_tiff(path, series=series, axes=axes, spacing=spacing, unit=unit), paths=(str(path),))
 
 
 def _open_folder(path: Path, level: int, missing: Missing) -> Volume:

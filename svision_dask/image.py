@@ -14,9 +14,10 @@ import numpy as np
 from svision_dask.cluster import own_or
 from svision_dask.errors import OutputError
 from svision_dask.geometry import Grid
-from svision_dask.ledger import Ledger, Receipt, Record, claim, first_difference, read_record
+from svision_dask.ledger import UNDONE, Ledger, Receipt, Record, claim, first_difference
+from svision_dask.omezarr import StoredArray
 from svision_dask.omezarr_write import create_store, open_level, publish, storage_shapes, store_checksums
-from svision_dask.output import remove_existing
+from svision_dask.output import begun_record, remove_existing
 from svision_dask.plan import Plan, Regions, Wishes
 from svision_dask.pyramid import halving, pyramid_grids
 from svision_dask.regions import CoarsenTask, RegionTask, run_regions
@@ -76,7 +77,7 @@ class Job:
 
 def as_recorded(output: str | Path, wishes: Wishes | None) -> Wishes:
     """Wish for what an unfinished output was begun with: its tiles must not depend on the memory that is free now."""
-    wishes, record = wishes or Wishes(), read_record(output)
+    wishes, record = wishes or Wishes(), begun_record(output)
     if record is None or record.get("version") != wishes.version:
         return wishes
     return replace(
@@ -131,6 +132,7 @@ def make_image(
             for level, regions in enumerate(cuts):
                 run_regions(cluster, _task(job, levels, level), ledger.left(level, regions), on_receipt=on_receipt)
         for level, regions in enumerate(cuts):
+            assert UNDONE not in ledger.checksums[level], level
             made = ledger.checksums[level].astype(np.uint32).reshape(regions.counts)
             store_checksums(job.output, level, made, unit=regions.unit)
         publish(
@@ -155,8 +157,8 @@ def _begun(
     ledger: Ledger, job: Job, levels: Sequence[Grid], cuts: Sequence[Regions], *, overwrite: bool
 ) -> Iterator[Receipt]:
     """Create the store, or give the receipts of one that was begun."""
-    counts, known = [len(regions) for regions in cuts], read_record(job.output)
-    if overwrite or known is None or not any(job.output.glob("*")):
+    counts, known = [len(regions) for regions in cuts], begun_record(job.output)
+    if overwrite or known is None:
         if overwrite:
             remove_existing(job.output)
         ledger.begin(job.record, counts)
@@ -176,7 +178,12 @@ def _begun(
     difference = first_difference(job.record, known)
     if difference:
         raise OutputError(f"{job.output} is unfinished, and its {difference}. {_ANEW}")
-    yield from ledger.resume(counts)
+    arrays = [StoredArray(open_level(job.output, level)) for level in range(len(levels))]
+    for receipt in ledger.resume(counts):
+        if arrays[receipt.level].absent(cuts[receipt.level].at(receipt.index).box):
+            ledger.forget(receipt)  # a copy that lacks it, a clean-up, a power cut: zarr would read zeros
+        else:
+            yield receipt
 
 
 _ANEW = "Use --overwrite to begin anew."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -72,19 +73,28 @@ class Ledger:
         self.checksums = [np.full(count, UNDONE) for count in regions]
 
     def resume(self, regions: Sequence[int]) -> Iterator[Receipt]:
-        """Read the receipts of the runs before; what a crash tore off the last line is cut off the file."""
+        """Read the receipts of the runs before; what a crash tore off the last line is cut off the file.
+
+        A line that is no receipt of one of these regions counts for nothing: its region is made once more.
+        """
         self.checksums = [np.full(count, UNDONE) for count in regions]
         if not self._lines.exists():
             return
         whole = 0
         with self._lines.open("rb") as lines:
             for line in lines:
-                if line.endswith(b"\n"):
-                    whole += len(line)
-                    receipt = _receipt(line)
+                if not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+                receipt = _receipt(line, regions)
+                if receipt is not None and self.checksums[receipt.level][receipt.index] == UNDONE:
                     self.checksums[receipt.level][receipt.index] = receipt.crc32
                     yield receipt
         os.truncate(self._lines, whole)
+
+    def forget(self, receipt: Receipt) -> None:
+        """Take a region for not done."""
+        self.checksums[receipt.level][receipt.index] = UNDONE
 
     def add(self, receipt: Receipt) -> None:
         """Note that a region is done."""
@@ -145,7 +155,8 @@ def sweep(output: str | Path) -> None:
     target = Path(output).absolute()
     for end in DRAFTS:
         for folder in target.parent.glob(f".{escape(target.name)}.*{end}"):
-            shutil.rmtree(folder, ignore_errors=True)
+            if re.fullmatch(r"[0-9a-f]{32}", folder.name[len(target.name) + 2 : -len(end)]):
+                shutil.rmtree(folder, ignore_errors=True)
     for file in target.rglob(PARTIAL) if read_record(output) else ():
         file.unlink(missing_ok=True)
 
@@ -163,6 +174,11 @@ def _folder(output: str | Path) -> Path:
     return target.with_name(f".{target.name}.svision")
 
 
-def _receipt(line: bytes) -> Receipt:
-    values = json.loads(line)
-    return Receipt(**{**values, "start": tuple(values["start"])})
+def _receipt(line: bytes, regions: Sequence[int]) -> Receipt | None:
+    try:
+        values = json.loads(line)
+        receipt = Receipt(**{**values, "start": tuple(values["start"])})
+        known = 0 <= receipt.level < len(regions) and 0 <= receipt.index < regions[receipt.level]
+        return receipt if known and 0 <= receipt.crc32 < 2**32 else None
+    except (ValueError, TypeError, KeyError):
+        return None

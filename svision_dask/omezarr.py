@@ -109,7 +109,15 @@ class StoredArray:
         touched = (range(a // u, -(-b // u)) for (a, b), u in zip(ranges, unit, strict=True))
         keys = (self.array.metadata.encode_chunk_key(place) for place in product(*touched))
         folder = Path(self.array.store_path.store.root, self.array.path)  # type: ignore[attr-defined]
-        return [key for key in keys if not (folder / key).exists()]
+        return [key for key in keys if not _has_content(folder / key)]
+
+
+def _has_content(file: Path) -> bool:
+    """Whether there is something in a file: zarr reads one without content as if it were not there."""
+    try:
+        return file.stat().st_size > 0
+    except OSError:
+        return False
 
 
 def open_omezarr(path: str | Path, *, level: int = 0, missing: Missing = "error") -> Volume:

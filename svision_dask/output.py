@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from svision_dask.errors import ImageError, OutputError, UsageError
-from svision_dask.ledger import read_record
+from svision_dask.ledger import Record, read_record
 from svision_dask.omezarr import describe_omezarr, is_omezarr, read_provenance
 
 
@@ -27,9 +27,9 @@ def check_output(output: str | Path, *sources: str | Path, overwrite: bool, resu
     _check_folder(Path(output))
     if overwrite and resume:
         raise UsageError("--overwrite begins anew, and --resume goes on: use one of them.")
-    if resume and not _resumable(Path(output)):
+    if resume and not begun_record(output):
         raise OutputError(f"{output}: there is nothing to resume. Leave out --resume.")
-    if overwrite or not _resumable(Path(output)):
+    if overwrite or not begun_record(output):
         _check_existing(Path(output), overwrite=overwrite)
 
 
@@ -97,10 +97,14 @@ def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
 
-def _resumable(path: Path) -> bool:
-    """Whether ``path`` is an output that was begun, with the ledger that says how far it got."""
+def begun_record(output: str | Path) -> Record | None:
+    """Read what an output that was begun was to become; None where there is no such output.
+
+    A ledger that outlived its output says nothing.
+    """
+    path = Path(output)
     unfinished = path.is_dir() and not path.is_symlink() and is_omezarr(path) and _state(path) == "incomplete"
-    return unfinished and read_record(path) is not None
+    return read_record(path) if unfinished else None
 
 
 def _state(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -145,6 +146,8 @@ def enhance_to_zarr(
     started = time.monotonic()
     volume = source if isinstance(source, Volume) else open_volume(source)
     check_output(output, *volume.paths, overwrite=overwrite, resume=resume)
+    if empty_below is not None and not math.isfinite(empty_below):
+        raise UsageError(f"empty_below {empty_below}: allowed are finite numbers. Use --empty-below 0.")
     trained = model if isinstance(model, Model) else load_model(model)
     check_model(trained, volume)
     differences = drift(trained, volume)

@@ -306,6 +306,8 @@ def _region(fine: Grid, factor: Shape, chunk: Shape, wishes: Wishes) -> Shape:
     for axis, n, c, f in zip(fine.axes, fine.shape, chunk, factor, strict=True):
         unit = math.lcm(c, f) if c < n else c
         length = SHARD[len(fine.spatial)] if axis in SPATIAL else 1
+        if axis not in SPATIAL and given.get(axis, 1) > 1:
+            raise PlanError(f"axis {axis}: a shard holds one channel and time point. Leave {axis} out of --shards.")
         r = min(given.get(axis, unit * max(1, length // unit)), -(-n // c) * c)
         if r % c or (r % f and r < n):
             raise PlanError(

@@ -8,7 +8,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import islice, product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import dask.array as da
@@ -142,7 +143,9 @@ class VerifyTask:
         """Read one region of ``level``."""
         try:
             return _receipt(self.volume.read(region.box), region, level=self.level)
-        except Exception:  # zarr and its codecs raise nearly anything on damaged bytes
+        except Exception as error:  # zarr and its codecs raise nearly anything on damaged bytes
+            if _passes(error) or isinstance(error, MemoryError):
+                raise
             return Receipt(
                 level=self.level, index=region.index, start=region.start, low=0, high=0, voxels=0, crc32=UNDONE
             )
@@ -168,12 +171,25 @@ def write_checked(
         raise RegionError(f"region {region.box} does not consist of whole shards of {unit}; nothing was written.")
     assert block.shape == tuple(b - a for a, b in zip(region.start, region.stop, strict=True)), (block.shape, region)
     assert block.dtype == array.dtype, (block.dtype, array.dtype)
-    array[region.box] = block
+    try:
+        array[region.box] = block
+    except Exception:  # zarr reads what is there first, and a torn shard cannot be read
+        _erase(array, region)
+        array[region.box] = block
     back = np.asarray(array[region.box])
     # As bytes: NaN, which no reading would call equal, cannot hide a difference, nor make one.
     if not np.array_equal(_bytes(back), _bytes(block)):
         raise RegionError(f"{array.store_path} {region.box}: read back other voxels than were written. Check the disk.")
     return _receipt(back, region, level=level, missing=missing)
+
+
+def _erase(array: zarr.Array[Any], region: Region) -> None:
+    """Delete the shards of a region that is being made: what they hold is of no use."""
+    unit = array.shards or array.chunks
+    places = product(*(range(a // u, -(-b // u)) for a, b, u in zip(region.start, region.stop, unit, strict=True)))
+    folder = Path(array.store_path.store.root, array.path)  # type: ignore[attr-defined]
+    for place in places:
+        (folder / array.metadata.encode_chunk_key(place)).unlink(missing_ok=True)
 
 
 def _receipt(back: npt.NDArray[Any], region: Region, *, level: int, missing: int = 0) -> Receipt:

@@ -124,6 +124,7 @@ def open_tiff(
         chunks=_chunks(source, index.segment[0]),
         channels=channel_names(index.calibration.channels, grid.shape[grid.axes.index("c")]) if "c" in stored else (),
         name=_name(path, series),
+        identity=_identity(index, source),
     )
 
 
@@ -132,6 +133,13 @@ def _name(path: Path, series: int) -> str:
     for ending in (".tiff", ".tif", ".ome"):
         stem = stem[: -len(ending)] if stem.lower().endswith(ending) else stem
     return f"{stem}-{series}" if series else stem
+
+
+def _identity(index: PlaneIndex, source: TiffSource) -> str:
+    """Size and time of all files of the series, and what is read from them in which order."""
+    seen = [Path(file.path).stat() for file in index.files]
+    files = ", ".join(f"{each.st_size} bytes of {each.st_mtime_ns}" for each in seen)
+    return f"series {source.series}, axes {source.order}, {files}"
 
 
 def _stored_axes(path: Path, index: PlaneIndex, axes: str | None) -> str:

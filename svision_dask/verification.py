@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,9 +93,15 @@ def reopen(output: str | Path, found: Verification) -> None:
     OutputError
         If another run has it, or it cannot be written.
     """
-    record = read_provenance(output).get("record")
-    if not record:
-        raise OutputError(f"{output} does not say what it was made of. Make it anew with --overwrite.")
+    record = read_provenance(output).get("record") or {}
+    if not record.get("input"):
+        raise OutputError(f"{output} was made of a volume in memory, which cannot be gone on with. Make it anew.")
+    for package in ("svision-dask", "torch"):
+        if record.get(package) != version(package):
+            raise OutputError(
+                f"{output} was made with {package} {record.get(package)}, and this is {version(package)}: voxels would "
+                "differ. Use that version, or make it anew."
+            )
     levels = list_levels(output)
     counts = [len(Regions(shape=level.grid.shape, unit=read_checksums(output, i)[1])) for i, level in enumerate(levels)]
     with claim(output, keep=True) as ledger:

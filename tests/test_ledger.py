@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import multiprocessing
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from svision_dask.plan import Regions
 
 RECORD = {"input": "a", "tile": {"z": 4}}
 COUNTS = (6, 2)
+HEX = "0123456789abcdef" * 2
 
 
 def receipt(index: int, level: int = 0) -> Receipt:
@@ -60,6 +63,26 @@ def test_a_line_that_a_crash_tore_off_is_cut_off_and_the_next_begins_anew(torn, 
         assert list(ledger.resume(COUNTS)) == [receipt(0), receipt(1)]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"garbage",
+        b"[]",
+        b'{"level": 0}',
+        json.dumps(asdict(receipt(1, level=7))).encode(),
+        json.dumps({**asdict(receipt(1)), "index": -1}).encode(),
+        json.dumps({**asdict(receipt(1)), "crc32": -1}).encode(),
+    ],
+)
+def test_a_damaged_line_counts_for_nothing_and_those_after_it_count(line, tmp_path):
+    output = tmp_path / "fine.zarr"
+    interrupted(output)
+    lines(output).write_bytes(line + b"\n" + json.dumps(asdict(receipt(2))).encode() + b"\n")
+    with claim(output) as ledger:
+        assert list(ledger.resume(COUNTS)) == [receipt(2)]
+        assert (ledger.checksums[0] == UNDONE).sum() == 5
+
+
 def test_beginning_anew_forgets_what_was_done(tmp_path):
     output = tmp_path / "fine.zarr"
     interrupted(output, receipt(0))
@@ -95,13 +118,13 @@ def test_what_killed_runs_left_is_swept_and_nothing_else(tmp_path):
     interrupted(output)
     kept = [
         output / "0" / "c" / "shard",
-        tmp_path / ".other.zarr.12.creating" / "a",
+        tmp_path / f".fine[1].zarr.fine.{HEX}.creating" / "a",
         tmp_path / "fine[1].zarr.creating",
     ]
     swept = [
         output / "0" / "c" / "shard.abc.partial",
-        tmp_path / ".fine[1].zarr.12.creating" / "zarr.json",
-        tmp_path / ".fine[1].zarr.34.removing" / "0" / "zarr.json",
+        tmp_path / f".fine[1].zarr.{HEX}.creating" / "zarr.json",
+        tmp_path / f".fine[1].zarr.{HEX}.removing" / "0" / "zarr.json",
     ]
     for file in (*kept, *swept):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -12,18 +12,20 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import tifffile
 import zarr
 
+from svision_dask import verification
 from svision_dask.cluster import local_client
 from svision_dask.enhancement import enhance
-from svision_dask.errors import ImageError, OutputError, RegionError
+from svision_dask.errors import ImageError, OutputError, RegionError, UsageError
 from svision_dask.formats import open_volume
 from svision_dask.image import RunProgress
 from svision_dask.model import load_model
 from svision_dask.omezarr import list_levels, read_provenance
 from svision_dask.pipeline import copy_to_zarr, enhance_to_zarr
 from svision_dask.plan import Wishes
-from svision_dask.verification import verify
+from svision_dask.verification import reopen, verify
 from tests.commands import finish, run, start, textured, write_tiff
 from tests.models import tiny
 from tests.test_enhancement import volume_of
@@ -138,12 +140,37 @@ def test_an_input_in_memory_cannot_be_told_from_another(source, model, client, t
         enhance_to_zarr(volume, tmp_path / "fine.zarr", model=model, client=client)
 
 
-def test_a_deleted_store_is_not_believed_to_be_done(source, model, undisturbed, client, tmp_path):
+def test_a_ledger_that_outlived_its_output_says_nothing(source, model, undisturbed, client, tmp_path):
     output = tmp_path / "fine.zarr"
     begun(source, model, output, client)
     shutil.rmtree(output)
+    other = write_tiff(tmp_path / "other.ome.tif", textured((6, 20, 30)))
+    outcome = run("enhance", other, output, "--steps", 2, "--workers", 1)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "train 2/2" in outcome.stderr
+    enhance_to_zarr(source, output, model=model, wishes=CUT, client=client, overwrite=True)
+    assert_same(output, undisturbed)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda shard: shard.write_bytes(b"")])
+def test_a_shard_that_went_missing_is_made_again_whatever_its_receipt_says(
+    damage, source, model, undisturbed, client, tmp_path
+):
+    output = tmp_path / "fine.zarr"
+    begun(source, model, output, client)
+    damage(shards_of(output)[0])
     enhance_to_zarr(source, output, model=model, client=client)
     assert_same(output, undisturbed)
+
+
+def test_another_series_of_the_same_file_is_another_input(model, client, tmp_path):
+    path = tmp_path / "two.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as file:
+        for seed in (0, 1):
+            file.write(textured(SHAPE, seed=seed), metadata={"axes": "ZYX"})
+    begun(open_volume(path), model, tmp_path / "fine.zarr", client)
+    with pytest.raises(OutputError, match="its input was"):
+        enhance_to_zarr(open_volume(path, series=1), tmp_path / "fine.zarr", model=model, client=client)
 
 
 def test_resume_insists_on_something_to_resume(source, model, undisturbed, client, tmp_path):
@@ -218,7 +245,16 @@ def flip_a_bit(shard: Path) -> None:
     shard.write_bytes(content)
 
 
-@pytest.mark.parametrize(("number", "damage"), [(3, Path.unlink), (5, flip_a_bit), (0, lambda p: p.write_bytes(b""))])
+def empty(shard: Path) -> None:
+    shard.write_bytes(b"")
+
+
+def cut_in_half(shard: Path) -> None:
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize(("number", "damage"), [(3, Path.unlink), (5, flip_a_bit), (0, empty), (4, cut_in_half)])
 def test_damage_is_found_also_in_a_copy_and_only_that_is_made_anew(
     number, damage, source, model, undisturbed, client, tmp_path
 ):
@@ -246,6 +282,25 @@ def test_a_shard_of_another_place_is_not_taken_for_intact(undisturbed, client, t
     shutil.copy(one, other)
     found = verify(output, client=client)
     assert [line.partition(": ")[2] for line in found.damaged] == ["holds other voxels than were written"]
+
+
+def test_what_could_not_be_made_again_is_not_taken_back(source, model, client, tmp_path, monkeypatch):
+    output = tmp_path / "fine.zarr"
+    enhance_to_zarr(replace(open_volume(source), identity=""), output, model=model, wishes=CUT, client=client)
+    with pytest.raises(OutputError, match="made of a volume in memory"):
+        reopen(output, verify(output, client=client))
+    enhance_to_zarr(source, output, model=model, wishes=CUT, client=client, overwrite=True)
+    monkeypatch.setattr(verification, "version", lambda package: "99")
+    with pytest.raises(OutputError, match=r"made with svision-dask .*, and this is 99"):
+        reopen(output, verify(output, client=client))
+    assert read_provenance(output)["state"] == "complete"
+
+
+@pytest.mark.parametrize("limit", [float("nan"), float("inf")])
+def test_a_limit_that_is_no_number_is_refused_before_any_work(limit, source, model, client, tmp_path):
+    with pytest.raises(UsageError, match="empty_below"):
+        enhance_to_zarr(source, tmp_path / "fine.zarr", model=model, empty_below=limit, client=client)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_finished_outputs_of_ours_can_be_verified(undisturbed, client, tmp_path):
