@@ -172,6 +172,7 @@ def table(rows: Rows) -> str:
                 lines.append(f"| {name} | " + " | ".join(cell or "–" for cell in cells) + " |")
         lines.append("")
     legend = "PSNR ± half its range over the seeds / clipped / SSIM / FSC resolution, then seconds of training."
+    legend += " Other work may have run beside it: they are no figures of speed."
     return "\n".join([*lines, legend, "", *_judged(rows)])
 
 
