@@ -20,7 +20,7 @@ from svision_dask.omezarr_write import create_store, open_level, publish, storag
 from svision_dask.output import begun_record, remove_existing
 from svision_dask.plan import Plan, Regions, Wishes
 from svision_dask.pyramid import halving, pyramid_grids
-from svision_dask.regions import CoarsenTask, RegionTask, run_regions
+from svision_dask.regions import CoarsenTask, CopyTask, EnhanceTask, RegionTask, run_regions
 from svision_dask.volume import Volume
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Job:
     volume: Volume
     output: Path
     plan: Plan
-    task: RegionTask
+    task: EnhanceTask | CopyTask
     """Makes regions of level 0."""
     model: str | None
     """Digest of the model, if there is one."""
@@ -130,7 +130,9 @@ def make_image(
 
         with own_or(client, workers=plan.workers, memory_bytes=plan.memory_bytes) as cluster:
             for level, regions in enumerate(cuts):
-                run_regions(cluster, _task(job, levels, level), ledger.left(level, regions), on_receipt=on_receipt)
+                run_regions(
+                    cluster, _task(job, levels, level, ledger.run), ledger.left(level, regions), on_receipt=on_receipt
+                )
         for level, regions in enumerate(cuts):
             assert UNDONE not in ledger.checksums[level], level
             made = ledger.checksums[level].astype(np.uint32).reshape(regions.counts)
@@ -170,7 +172,7 @@ def _begun(
             chunks=plan.chunk,
             shards=plan.shard,
             version=plan.version,
-            attributes=job.about,
+            attributes={**job.about, "run": ledger.run},
         )
         return
     if not job.volume.identity:
@@ -198,10 +200,10 @@ def _regions(plan: Plan, grid: Grid) -> Regions:
     )
 
 
-def _task(job: Job, levels: Sequence[Grid], level: int) -> RegionTask:
+def _task(job: Job, levels: Sequence[Grid], level: int, run: str) -> RegionTask:
     if level == 0:
-        return job.task
-    return CoarsenTask(output=str(job.output.absolute()), level=level, factor=halving(levels[level - 1]))
+        return replace(job.task, run=run)
+    return CoarsenTask(output=str(job.output.absolute()), level=level, factor=halving(levels[level - 1]), run=run)
 
 
 class _Tally:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -63,12 +64,15 @@ class Ledger:
         self._record, self._lines = folder / RECORD, folder / "receipts.jsonl"
         self.checksums: list[npt.NDArray[np.int64]] = []
         """CRC-32 per level and region; ``UNDONE`` for those that are not done."""
+        self.run = ""
+        """Whose store it is: tasks of a run that is over must not write into the next one's."""
 
     def begin(self, record: Record, regions: Sequence[int]) -> None:
         """Forget all receipts: something else is being made, of so many regions per level."""
         self._lines.unlink(missing_ok=True)
         draft = self._record.with_suffix(".draft")
-        draft.write_text(json.dumps(record), encoding="utf-8")
+        self.run = uuid.uuid4().hex
+        draft.write_text(json.dumps({"run": self.run, "record": record}), encoding="utf-8")
         draft.replace(self._record)
         self.checksums = [np.full(count, UNDONE) for count in regions]
 
@@ -78,6 +82,7 @@ class Ledger:
         A line that is no receipt of one of these regions counts for nothing: its region is made once more.
         """
         self.checksums = [np.full(count, UNDONE) for count in regions]
+        self.run = json.loads(self._record.read_text(encoding="utf-8"))["run"]
         if not self._lines.exists():
             return
         whole = 0
@@ -110,10 +115,11 @@ class Ledger:
 def read_record(output: str | Path) -> Record | None:
     """Read what an unfinished output was to become; None where there is none."""
     try:
-        record = json.loads((_folder(output) / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        kept = json.loads((_folder(output) / RECORD).read_text(encoding="utf-8"))
+        record = kept["record"]
+    except (OSError, ValueError, TypeError, KeyError):
         return None
-    return record if isinstance(record, dict) else None
+    return record if isinstance(record, dict) and isinstance(kept.get("run"), str) else None
 
 
 @contextmanager

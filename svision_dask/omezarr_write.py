@@ -230,8 +230,8 @@ def publish(
         raise OutputError(f"{path} cannot be written: {first_problem(error)}. Run the command again.") from error
 
 
-def unpublish(path: str | Path) -> None:
-    """Take back `publish`: what the store holds stays, but it is no image any more.
+def unpublish(path: str | Path, *, run: str) -> None:
+    """Take back `publish`: what the store holds stays, but it is no image any more, and belongs to ``run``.
 
     Raises
     ------
@@ -240,7 +240,7 @@ def unpublish(path: str | Path) -> None:
     """
     try:
         group = zarr.open_group(Path(path).absolute(), mode="r+", use_consolidated=False)
-        kept = {**dict(group.attrs[PROVENANCE]), "state": "incomplete"}  # type: ignore[arg-type]
+        kept = {**dict(group.attrs[PROVENANCE]), "run": run, "state": "incomplete"}  # type: ignore[arg-type]
         group.attrs.put({PROVENANCE: kept})
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {first_problem(error)}.") from error

@@ -21,6 +21,7 @@ from svision_dask.errors import RegionError, one_line
 from svision_dask.geometry import Shape
 from svision_dask.ledger import UNDONE, Receipt
 from svision_dask.model import load_model_once
+from svision_dask.omezarr_metadata import read_provenance
 from svision_dask.omezarr_write import open_level
 from svision_dask.plan import Plan, Region, Regions
 from svision_dask.pyramid import block_mean
@@ -61,6 +62,8 @@ class EnhanceTask:
     plan: Plan
     empty_below: float | None = None
     """A region and its halo in which every voxel is below count as zeros."""
+    run: str | None = None
+    """Of the store; it is left alone if it has become another's."""
 
     def __call__(self, region: Region) -> Receipt:
         """Make one region of level 0."""
@@ -92,7 +95,7 @@ class EnhanceTask:
         wanted = tuple(slice(0, b - a) for a, b in zip(region.start, region.stop, strict=True))
         # Inside a worker, plain compute() would submit to the whole cluster.
         block = fine[wanted].compute(scheduler="synchronous")
-        receipt = write_checked(open_level(self.output, 0, "r+"), region, block, missing=missing)
+        receipt = write_checked(_own_level(self.output, 0, self.run), region, block, missing=missing)
         return replace(receipt, empty=bool((haloed == haloed.flat[0]).all()))
 
 
@@ -102,11 +105,12 @@ class CopyTask:
 
     volume: Volume
     output: str
+    run: str | None = None
 
     def __call__(self, region: Region) -> Receipt:
         """Make one region of level 0."""
         block, missing = self.volume.read(region.box), self.volume.absent(region.box)
-        return write_checked(open_level(self.output, 0, "r+"), region, block, missing=missing)
+        return write_checked(_own_level(self.output, 0, self.run), region, block, missing=missing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +120,12 @@ class CoarsenTask:
     output: str
     level: int
     factor: Shape
+    run: str | None = None
 
     def __call__(self, region: Region) -> Receipt:
         """Make one region of ``level``."""
-        finer, coarser = open_level(self.output, self.level - 1), open_level(self.output, self.level, "r+")
+        finer = open_level(self.output, self.level - 1)
+        coarser = _own_level(self.output, self.level, self.run)
         shape = tuple(b - a for a, b in zip(region.start, region.stop, strict=True))
         block = np.empty(shape, coarser.dtype)
         # Chunk by chunk: the sums behind the means of a whole region would take many times its memory.
@@ -149,6 +155,16 @@ class VerifyTask:
             return Receipt(
                 level=self.level, index=region.index, start=region.start, low=0, high=0, voxels=0, crc32=UNDONE
             )
+
+
+def _own_level(output: str, level: int, run: str | None) -> zarr.Array[Any]:
+    """Open a level to write to, if the store still is that of the run that the task belongs to.
+
+    A cluster goes on with tasks that nobody waits for any more: of a client that was killed, or was interrupted.
+    """
+    if read_provenance(output).get("run") != run:
+        raise RegionError(f"{output}: the run that began this region is over; it was not written.")
+    return open_level(output, level, "r+")
 
 
 def write_checked(

@@ -108,4 +108,4 @@ def reopen(output: str | Path, found: Verification) -> None:
         ledger.begin(record, counts)
         for receipt in found.intact:
             ledger.add(receipt)
-        unpublish(output)
+        unpublish(output, run=ledger.run)

@@ -23,8 +23,9 @@ from svision_dask.formats import open_volume
 from svision_dask.image import RunProgress
 from svision_dask.model import load_model
 from svision_dask.omezarr import list_levels, read_provenance
-from svision_dask.pipeline import copy_to_zarr, enhance_to_zarr
+from svision_dask.pipeline import copy_to_zarr, enhance_to_zarr, plan_volume
 from svision_dask.plan import Wishes
+from svision_dask.regions import EnhanceTask
 from svision_dask.verification import reopen, verify
 from tests.commands import finish, run, start, textured, write_tiff
 from tests.models import tiny
@@ -294,6 +295,29 @@ def test_what_could_not_be_made_again_is_not_taken_back(source, model, client, t
     with pytest.raises(OutputError, match=r"made with svision-dask .*, and this is 99"):
         reopen(output, verify(output, client=client))
     assert read_provenance(output)["state"] == "complete"
+
+
+def test_a_task_of_a_run_that_is_over_leaves_the_next_ones_store_alone(source, model, undisturbed, client, tmp_path):
+    output = tmp_path / "fine.zarr"
+    begun(source, model, output, client)
+    old = str(read_provenance(output)["run"])
+    volume, trained = open_volume(source), load_model(model)
+    plan = plan_volume(volume, trained.architecture, wishes=CUT)
+    late = EnhanceTask(
+        volume=volume, model_path=str(model), model_digest=trained.digest, output=str(output), plan=plan, run=old
+    )
+    late(plan.regions.at(3))  # still allowed: an interrupted run is gone on with under the same name
+    with pytest.raises(KeyboardInterrupt):
+        enhance_to_zarr(
+            source, output, model=model, wishes=CUT, client=client, overwrite=True, on_progress=interrupt_after(2)
+        )
+    assert read_provenance(output)["run"] != old
+    for finished in (False, True):
+        if finished:
+            enhance_to_zarr(source, output, model=model, client=client)
+            assert_same(output, undisturbed)
+        with pytest.raises(RegionError, match="the run that began this region is over"):
+            late(plan.regions.at(3))
 
 
 @pytest.mark.parametrize("limit", [float("nan"), float("inf")])
