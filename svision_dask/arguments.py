@@ -65,6 +65,17 @@ def parse_box(text: str, axes: str, *, option: str) -> dict[str, slice]:
     return {axis: _span(span, option) for axis, span in zip(spatial, parts, strict=True)}
 
 
+def parse_options(text: str, *, option: str) -> dict[str, str]:
+    """Parse names and values such as ``partition=gpu,time=2:00:00``.
+
+    Raises
+    ------
+    UsageError
+        If a part is no ``name=value``, or a name comes twice.
+    """
+    return _named(text, option, "name")
+
+
 def parse_size(text: str, *, option: str) -> int:
     """Parse a size in bytes, such as ``2GB``, ``512MiB`` or ``1000000``.
 
@@ -98,13 +109,13 @@ def parse_tolerance(text: str, *, option: str) -> float:
     return value
 
 
-def _named(text: str, option: str) -> dict[str, str]:
-    """``axis=value`` pairs, each axis once."""
+def _named(text: str, option: str, what: str = "axis") -> dict[str, str]:
+    """Split ``name=value`` pairs, each name once."""
     named: dict[str, str] = {}
     for part in text.split(","):
         axis, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not axis or axis in named:
-            raise UsageError(f"{option} {text}: give each axis once, as axis=value, with commas between them.")
+            raise UsageError(f"{option} {text}: give each {what} once, as {what}=value, with commas between them.")
         named[axis] = value
     return named
 

@@ -6,14 +6,18 @@ import logging
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from multiprocessing import resource_tracker
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from svision_dask.plan import Machine
+from svision_dask.backend import gpu_memory, share_of_gpu
+from svision_dask.errors import ClusterError
+from svision_dask.plan import Machine, Wishes
+from svision_dask.workload import GPU_SEATS
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -23,7 +27,7 @@ SHARE_OF_FREE_MEMORY = 0.8
 
 
 def this_machine(output: str | Path | None = None) -> Machine:
-    """Cores and free memory that this process may use (cgroup limits count), and free disk space at ``output``."""
+    """Cores, free memory (cgroup limits count) and GPUs that this process may use, and free disk at ``output``."""
     import psutil
     from dask.system import CPU_COUNT
     from distributed.system import MEMORY_LIMIT
@@ -35,7 +39,25 @@ def this_machine(output: str | Path | None = None) -> Machine:
         while not folder.exists():
             folder = folder.parent
         disk = shutil.disk_usage(folder).free
-    return Machine(cores=CPU_COUNT, memory_bytes=int(SHARE_OF_FREE_MEMORY * free), disk_free_bytes=disk)
+    return Machine(
+        cores=CPU_COUNT, memory_bytes=int(SHARE_OF_FREE_MEMORY * free), disk_free_bytes=disk, gpus=gpu_memory()
+    )
+
+
+def wishes_here(wishes: Wishes, machine: Machine) -> Wishes:
+    """Wish for a process on each GPU of this machine, if there are any and the processor is not asked for.
+
+    Raises
+    ------
+    ClusterError
+        If a GPU is asked for, and there is none.
+    """
+    if wishes.device == "cuda" and not machine.gpus:
+        raise ClusterError("device cuda: torch finds no GPU here. Use --device cpu.")
+    if wishes.device == "cpu" or not machine.gpus:
+        return wishes
+    processes = min(wishes.workers or len(machine.gpus), len(machine.gpus))
+    return replace(wishes, device="cuda", workers=processes, gpu_bytes=share_of_gpu(machine.gpus))
 
 
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -43,8 +65,10 @@ HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 @contextmanager
-def local_client(*, workers: int, memory_bytes: int) -> Iterator[Client]:
-    """Start worker processes on 127.0.0.1, one task each at a time, and stop them afterwards.
+def local_client(
+    *, workers: int, memory_bytes: int, gpus: Sequence[str] = (), dashboard: bool = False
+) -> Iterator[Client]:
+    """Start worker processes on 127.0.0.1, and stop them afterwards.
 
     Parameters
     ----------
@@ -52,9 +76,13 @@ def local_client(*, workers: int, memory_bytes: int) -> Iterator[Client]:
         Number of processes.
     memory_bytes
         What each may use; one that exceeds it is stopped and started anew.
+    gpus
+        One for each process, as CUDA counts them; none where the processor computes.
+    dashboard
+        Whether to serve Dask's dashboard.
     """
     import dask
-    from distributed import Client, LocalCluster
+    from distributed import Client, Nanny, Scheduler, SpecCluster
 
     settings = {
         # Nearly all memory of a region is tensors and arrays that dask does not manage: it can neither spill them nor
@@ -69,31 +97,48 @@ def local_client(*, workers: int, memory_bytes: int) -> Iterator[Client]:
     with ExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory(prefix="svision-dask-", ignore_cleanup_errors=True))
         stack.enter_context(dask.config.set(settings))
+        scheduler = {
+            "host": "127.0.0.1",  # whoever reaches a scheduler's port can run code
+            "dashboard": dashboard,
+            # Any free port for what is served even without a dashboard: 8787 would warn when it is taken.
+            "dashboard_address": "127.0.0.1:0",
+        }
+        worker = {
+            "host": "127.0.0.1",
+            "nthreads": GPU_SEATS if gpus else 1,
+            "memory_limit": memory_bytes,
+            "dashboard": False,
+            "local_directory": folder,
+            "silence_logs": logging.CRITICAL,  # a region's failure is reported once, by us
+        }
+        own = [{"env": {"CUDA_VISIBLE_DEVICES": gpu}} for gpu in gpus] or [{}] * workers
         with _deaf_to_signals():
-            cluster = LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                memory_limit=memory_bytes,
-                host="127.0.0.1",  # whoever reaches a scheduler's port can run code
-                dashboard_address=None,
-                # Any free port for what is served even without a dashboard: 8787 would warn when it is taken.
-                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
-                local_directory=folder,
-                silence_logs=logging.CRITICAL,  # a region's failure is reported once, by us
+            cluster = SpecCluster(
+                scheduler={"cls": Scheduler, "options": scheduler},
+                workers={i: {"cls": Nanny, "options": {**worker, **own[i]}} for i in range(workers)},
+                silence_logs=logging.CRITICAL,
             )
             client = stack.enter_context(Client(stack.enter_context(cluster)))
         yield client
 
 
 @contextmanager
-def own_or(client: Client | None, *, workers: int, memory_bytes: int) -> Iterator[Client]:
-    """Use the client given, or start a cluster as `local_client` does."""
+def own_or(client: Client | None, *, workers: int, memory_bytes: int, on_gpus: bool = False) -> Iterator[Client]:
+    """Use the client given, or start a cluster as `local_client` does, with a GPU for each process or none."""
     if client is not None:
         yield client
     else:
-        with local_client(workers=workers, memory_bytes=memory_bytes) as own:
+        gpus = [str(number) for number in range(workers)] if on_gpus else []
+        with local_client(workers=workers, memory_bytes=memory_bytes, gpus=gpus) as own:
             yield own
+
+
+@contextmanager
+def here_or(client: Client | None) -> Iterator[Client]:
+    """Use the client given, or start a process per core, where no plan says how many."""
+    machine = this_machine()
+    with own_or(client, workers=machine.cores, memory_bytes=machine.memory_bytes // machine.cores) as chosen:
+        yield chosen
 
 
 @contextmanager

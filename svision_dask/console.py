@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from svision_dask.backend import CPU
 from svision_dask.errors import SvisionError
 
 if TYPE_CHECKING:
     from svision_dask.geometry import Grid
+    from svision_dask.image import Made
     from svision_dask.omezarr import ImageInfo, Level
     from svision_dask.plan import Plan
+    from svision_dask.preflight import Crew
     from svision_dask.volume import Volume
 
 LOG_EVERY_SECONDS = 10
@@ -141,10 +144,34 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         f"tiles    {_times(plan.tile)} coarse voxels with a halo of {_times(plan.halo)}, which the operators reach; "
         f"{100 * (plan.redundancy - 1):.0f} % computed twice"
     )
+    computing = "" if plan.backend == CPU else f"; {plan.backend.device} in {plan.backend.precision}"
     yield (
         f"workers  {plan.workers} with {plan.threads} threads each, {_size(plan.worker_bytes)} of "
-        f"{_size(plan.memory_bytes)} memory each"
+        f"{_size(plan.memory_bytes)} memory each{computing}"
     )
+
+
+def made_lines(made: Made) -> Iterator[str]:
+    """Say what of an image is not as one might think."""
+    if made.missing_chunks:
+        yield f"warning: {made.missing_chunks} chunks of the input are missing, and count as empty"
+    if made.empty_regions:
+        yield f"empty    {made.empty_regions} regions hold a single value, halo included"
+    if made.smaller_tiles:
+        yield (
+            f"warning: memory ran out in {made.smaller_tiles} regions, which were made in smaller tiles; they agree "
+            "with the others to rounding"
+        )
+
+
+def crew_lines(crew: Crew) -> Iterator[str]:
+    """Put the workers of a cluster into words."""
+    for worker in crew.workers:
+        gpu = f", GPU with {_size(worker.gpu_bytes)} free" if worker.gpu_bytes else ""
+        yield f"{worker.host} {worker.address}: {worker.threads} threads, {_size(worker.memory_bytes)} to use{gpu}"
+        yield from (f"  problem: {problem}" for problem in worker.problems)
+    yield ", ".join(f"{name} {version}" for name, version in crew.workers[0].versions.items())
+    yield from (f"warning: {warning}" for warning in crew.warnings)
 
 
 def training_lines(provenance: Mapping[str, Any]) -> Iterator[str]:

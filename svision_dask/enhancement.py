@@ -12,6 +12,7 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
+from svision_dask.backend import CPU, Backend
 from svision_dask.errors import ImageError, ModelError, PlanError
 from svision_dask.geometry import SPATIAL, Shape, spatial_shape
 from svision_dask.model import Model
@@ -77,7 +78,14 @@ def enhance(volume: Volume, model: Model, *, tile: Mapping[str, int] | None = No
 
 
 def enhance_haloed(
-    haloed: da.Array, model: Model, *, axes: str, tile: Shape, dtype: np.dtype[Any], channel: int = 0
+    haloed: da.Array,
+    model: Model,
+    *,
+    axes: str,
+    tile: Shape,
+    dtype: np.dtype[Any],
+    channel: int = 0,
+    backend: Backend = CPU,
 ) -> da.Array:
     """Enhance voxels that carry their halo: a whole number of tiles per axis, and the halo on both sides of them.
 
@@ -88,7 +96,7 @@ def enhance_haloed(
     inner = tuple(n - 2 * h for n, h in zip(haloed.shape, halo, strict=True))
     tiled = haloed.rechunk(tile_chunks(inner, tile, halo))
     return da.map_overlap(
-        partial(_enhance_tile, model=model, axes=axes, dtype=dtype, channel=channel),
+        partial(_enhance_tile, model=model, axes=axes, dtype=dtype, channel=channel, backend=backend),
         tiled,
         depth=dict(enumerate(halo)),
         boundary="none",  # the faces are mirrored already, the same way as in training; dask's way doubles the graph
@@ -144,6 +152,7 @@ def _enhance_tile(
     axes: str,
     dtype: np.dtype[Any],
     channel: int,
+    backend: Backend,
     block_id: tuple[int, ...] | None = None,
 ) -> npt.NDArray[Any]:
     """Enhance one haloed tile of one channel and time point."""
@@ -154,7 +163,7 @@ def _enhance_tile(
             "would spread over the halo."
         )
     own = channel + (block_id[axes.index("c")] if "c" in axes else 0)
-    fine = _refined(model, block.reshape(spatial_shape(axes, block.shape)), own)
+    fine = _refined(model, block.reshape(spatial_shape(axes, block.shape)), own, backend)
     expected = tuple(
         f * (n - 2 * h) for n, f, h in zip(spatial_shape(axes, block.shape), model.factor, model.halo, strict=True)
     )
@@ -165,27 +174,28 @@ def _enhance_tile(
     )
 
 
-def _refined(model: Model, coarse: npt.NDArray[Any], channel: int) -> npt.NDArray[np.float32]:
+def _refined(model: Model, coarse: npt.NDArray[Any], channel: int, backend: Backend) -> npt.NDArray[np.float32]:
     """Enhance a tile; one that holds a single value, as most of many volumes do, needs no pass of its own.
 
     Every coarse voxel of such a tile has the same surroundings, so its fine voxels are those of the first, to the bit.
     """
     value = coarse.flat[0]
     if not (coarse == value).all():
-        return model.refine(coarse, channel=channel)
+        return model.refine(coarse, channel=channel, backend=backend)
     size = tuple(n - 2 * h for n, h in zip(coarse.shape, model.halo, strict=True))
-    known = _constant.get((model.digest, channel, coarse.shape, float(value)))
+    key = model.digest, channel, coarse.shape, float(value), backend
+    known = _constant.get(key)
     if known is not None:
         return np.tile(known, size)
-    fine = model.refine(coarse, channel=channel)
+    fine = model.refine(coarse, channel=channel, backend=backend)
     first = fine[tuple(slice(0, f) for f in model.factor)].copy()
     if np.array_equal(np.tile(first, size), fine):  # or the machine's arithmetic depends on the place
         _constant.clear()  # one volume has one background
-        _constant[model.digest, channel, coarse.shape, float(value)] = first
+        _constant[key] = first
     return fine
 
 
-_constant: dict[tuple[str, int, Shape, float], npt.NDArray[np.float32]] = {}
+_constant: dict[tuple[str, int, Shape, float, Backend], npt.NDArray[np.float32]] = {}
 
 
 def _drop(shape: Shape, axes: str) -> Shape:

@@ -8,6 +8,7 @@
     ├── PlanError     (ValueError)    the work does not fit, or cannot be cut that way  exit 1
     ├── SampleError   (ValueError)    there is nothing to learn from in the sample      exit 1
     ├── ModelError    (ValueError)    the model file is damaged or is not for this volume  exit 1
+    ├── ClusterError  (RuntimeError)  workers that cannot do the work, or no workers   exit 1
     ├── OutputError   (OSError)       the output exists, is the input, or is not ours   exit 1
     └── RegionError   (RuntimeError)  a region of the output could not be made          exit 3
 
@@ -47,6 +48,10 @@ class ModelError(SvisionError, ValueError):
 
 class OutputError(SvisionError, OSError):
     """The output exists, overlaps the input, or cannot be written."""
+
+
+class ClusterError(SvisionError, RuntimeError):
+    """A cluster cannot be reached, or its workers are not fit for the work."""
 
 
 class RegionError(SvisionError, RuntimeError):

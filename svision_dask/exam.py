@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from svision_dask.backend import Device
 from svision_dask.degradation import UP_REACH, Degradation
 from svision_dask.geometry import Shape
 from svision_dask.pairs import Pairs
@@ -70,13 +71,13 @@ class Exam:
         return tuple(max(r, b) for r, b in zip(stage.reach, baseline, strict=True))
 
     @staticmethod
-    def of(pairs: Pairs, stage: Stage, *, held_back: bool) -> Exam:
+    def of(pairs: Pairs, stage: Stage, *, held_back: bool, device: Device = "cpu") -> Exam:
         """Draw the patches; they are the same for the same pairs."""
         rng = np.random.default_rng(0)
         patch = PATCH[2 if stage.network.planar else 3]
         drawn = [pairs.draw(rng, patch, BATCH, pairs.margin) for _ in range(max(BATCHES, len(pairs.scales)))]
         return Exam(
-            patches=drawn,
+            patches=[(coarse.to(device), fine.to(device)) for coarse, fine in drawn],
             margin=pairs.margin,
             factor=pairs.factor,
             held_back=held_back,
@@ -112,7 +113,7 @@ class Exam:
         """Compare the stage as it will be used with cubic interpolation, and with ten back projections of it."""
         how = stage.spec.degradation
         kernel = correction_kernel(self.factor, BASELINE, _baseline_radius(how), how)
-        taps = torch.from_numpy(kernel).float()[None, None]
+        taps = torch.from_numpy(kernel).float()[None, None].to(stage.kernel.device)
         own, cubic, projected = [], [], []
         with torch.inference_mode():
             for coarse, fine in self.patches:

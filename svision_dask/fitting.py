@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from svision_dask.architecture import Architecture, Preset
+from svision_dask.backend import Device
 from svision_dask.degradation import UP_REACH
 from svision_dask.errors import SampleError
 from svision_dask.exam import Exam, Verdict
@@ -39,6 +40,8 @@ class TrainSettings:
     """How far around that scale three others lie, which take its place; 0 for none."""
     fit_damping: bool = True
     """Whether back projection is damped by how far the coarse voxels are to be believed."""
+    device: Device = "cpu"
+    """Where to compute."""
 
 
 SETTINGS: Mapping[Preset, TrainSettings] = {
@@ -100,7 +103,8 @@ def train_stage(
     """
     split = pairs.hold_back()
     learned, held = split or (pairs, pairs)
-    exam = Exam.of(held, stage, held_back=split is not None)
+    exam = Exam.of(held, stage, held_back=split is not None, device=settings.device)
+    stage.to(settings.device)
     stage.residual_scale = _residual_scale(learned)
     attempts = []
     for attempt in range(ATTEMPTS):
@@ -116,7 +120,7 @@ def train_stage(
         raise SampleError("training diverged: the loss is not a number. Try another --sample or --seed.")
     verdict, curve, weights, stage.damping = min(attempts, key=lambda made: made[0].stage)
     stage.network.load_state_dict(weights)
-    stage.eval().requires_grad_(requires_grad=False)
+    stage.eval().requires_grad_(requires_grad=False).to("cpu")
     return verdict, curve
 
 
@@ -136,9 +140,10 @@ def _fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings.steps))
     running, curve, best = math.nan, [], (math.inf, stage.network.state_dict())
     for step in range(settings.steps):
-        coarse, fine = pairs.draw(rng, settings.patch, settings.batch, stage.network.reach)
+        drawn = pairs.draw(rng, settings.patch, settings.batch, stage.network.reach)
+        coarse, fine = (voxels.to(settings.device) for voxels in drawn)
         wanted = (fine - interpolated(coarse, stage)) / stage.residual_scale
-        with _quick():
+        with _quick(settings.device):
             residual = stage.one_pass(coarse)
         loss = settings.loss(residual.float(), wanted)
         optimizer.zero_grad()
@@ -156,11 +161,13 @@ def _fit(
     return curve
 
 
-def _quick() -> torch.autocast:
-    """Convolve in bfloat16 where the processor has instructions for it: the wider network learns 1.7 times as fast.
+def _quick(device: Device) -> torch.autocast:
+    """Convolve in bfloat16 where there are instructions for it: the wider network learns 1.7 times as fast on a CPU.
 
     Weights, losses and exams stay in single precision; the results agreed to 0.01 dB.
     """
+    if device == "cuda":
+        return torch.autocast("cuda", dtype=torch.bfloat16)
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # not in older versions
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=known.get("avx512_bf16", False))
 

@@ -1,11 +1,12 @@
-"""Where voxels sit in the world: axes, spacing and origin, and how they change on finer and coarser grids.
+"""Where voxels sit in the world: axes, spacing and origin, and how they change on finer and coarser grids; and boxes.
 
 Pure values; no arrays. Tuples run in axis order, one entry per axis, slowest first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 
@@ -77,6 +78,51 @@ class Grid:
     def world(self, index: Sequence[float]) -> Vector:
         """World position of a voxel index; fractions allowed, 0 is the centre of the first voxel."""
         return tuple(o + s * i for o, s, i in zip(self.origin, self.spacing, index, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """What one task owns: a box of whole shards, cut off at the volume's end."""
+
+    index: int
+    start: Shape
+    """First output voxel, per axis."""
+    stop: Shape
+    """One past the last output voxel, per axis."""
+
+    @property
+    def box(self) -> tuple[slice, ...]:
+        """As slices of the output."""
+        return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regions:
+    """An array cut into boxes of ``unit`` voxels, the last axis fastest; made one by one, never as a list."""
+
+    shape: Shape
+    unit: Shape
+
+    @property
+    def counts(self) -> Shape:
+        """Regions along each axis."""
+        return tuple(-(-n // u) for n, u in zip(self.shape, self.unit, strict=True))
+
+    def __len__(self) -> int:
+        return math.prod(self.counts)
+
+    def at(self, index: int) -> Region:
+        """Make the region with number ``index``."""
+        rest, start = index, []
+        for count, length in zip(reversed(self.counts), reversed(self.unit), strict=True):
+            rest, position = divmod(rest, count)
+            start.append(position * length)
+        first = tuple(reversed(start))
+        stop = tuple(min(a + u, n) for a, u, n in zip(first, self.unit, self.shape, strict=True))
+        return Region(index=index, start=first, stop=stop)
+
+    def __iter__(self) -> Iterator[Region]:
+        return (self.at(index) for index in range(len(self)))
 
 
 def check_axes(axes: str) -> str:

@@ -13,22 +13,26 @@ import numpy as np
 
 from svision_dask.cluster import own_or
 from svision_dask.errors import OutputError
-from svision_dask.geometry import Grid
+from svision_dask.geometry import Grid, Regions
 from svision_dask.ledger import UNDONE, Ledger, Receipt, Record, claim, first_difference
 from svision_dask.omezarr import StoredArray
 from svision_dask.omezarr_write import create_store, open_level, publish, storage_shapes, store_checksums
 from svision_dask.output import begun_record, remove_existing
-from svision_dask.plan import Plan, Regions, Wishes
+from svision_dask.plan import Plan, Wishes
 from svision_dask.pyramid import halving, pyramid_grids
 from svision_dask.regions import CoarsenTask, CopyTask, EnhanceTask, RegionTask, run_regions
 from svision_dask.volume import Volume
+from svision_dask.workload import GPU_SEATS
 
 if TYPE_CHECKING:
     from distributed import Client
 
 SHOWN = (0.1, 99.9)
 """Percentiles of the coarsest level between which viewers show a channel at first."""
-RECORDED = ("axes", "input_shape", "output_spacing", "output_origin", "units", "factor", "halo", "tile", "chunk")
+RECORDED = (
+    *("axes", "input_shape", "output_spacing", "output_origin", "units", "factor", "halo", "tile", "chunk"),
+    *("device", "precision"),
+)
 """Of the plan, with shard, region, version and dtype: what decides on voxels and where they are."""
 
 
@@ -44,6 +48,20 @@ class RunProgress:
     voxels: int
     """Written so far by this run, on all levels."""
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What became of a job."""
+
+    levels: tuple[Grid, ...]
+    """Of the pyramid, finest first."""
+    missing_chunks: int
+    """Of the input; they counted as empty."""
+    empty_regions: int
+    """In which, halo included, there is a single value only."""
+    smaller_tiles: int
+    """Regions for which memory ran out with the planned tiles: they agree with their neighbours to rounding only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +103,13 @@ def as_recorded(output: str | Path, wishes: Wishes | None) -> Wishes:
         tile=wishes.tile or record.get("tile"),
         chunk=wishes.chunk or record.get("chunk"),
         shard=wishes.shard or record.get("shard"),
+        device=wishes.device or record.get("device"),
     )
 
 
 def make_image(
     job: Job, *, client: Client | None, overwrite: bool, on_progress: Callable[[RunProgress], None] | None
-) -> list[Grid]:
+) -> Made:
     """Make what is missing of an image: all of it, or what an interrupted run left.
 
     Parameters
@@ -106,8 +125,8 @@ def make_image(
 
     Returns
     -------
-    list of Grid
-        The levels of the pyramid.
+    Made
+        What it came to.
 
     Raises
     ------
@@ -128,10 +147,15 @@ def make_image(
             tally.add(receipt)
             tally.show(receipt)
 
-        with own_or(client, workers=plan.workers, memory_bytes=plan.memory_bytes) as cluster:
+        gpus = plan.backend.device == "cuda"
+        with own_or(client, workers=plan.workers, memory_bytes=plan.memory_bytes, on_gpus=gpus) as cluster:
             for level, regions in enumerate(cuts):
                 run_regions(
-                    cluster, _task(job, levels, level, ledger.run), ledger.left(level, regions), on_receipt=on_receipt
+                    cluster,
+                    _task(job, levels, level, ledger.run),
+                    ledger.left(level, regions),
+                    on_receipt=on_receipt,
+                    seats=GPU_SEATS if gpus and level == 0 else 1,
                 )
         for level, regions in enumerate(cuts):
             assert UNDONE not in ledger.checksums[level], level
@@ -147,12 +171,11 @@ def make_image(
                 **job.about,
                 "plan": plan.to_json(),
                 "record": job.record,
-                "missing_chunks": tally.missing,
-                "empty_regions": tally.empty,
+                **tally.counted,
             },
             windows=_windows(job.output, levels, tally.limits),
         )
-    return levels
+    return Made(levels=tuple(levels), **tally.counted)
 
 
 def _begun(
@@ -215,14 +238,15 @@ class _Tally:
         self.axes, self.on_progress = axes, on_progress
         self.counts, self.done = [len(regions) for regions in cuts], [0] * len(cuts)
         self.started, self.voxels = time.monotonic(), 0
-        self.missing, self.empty = 0, 0
+        self.counted = {"missing_chunks": 0, "empty_regions": 0, "smaller_tiles": 0}
         self.limits: dict[int, tuple[float, float]] = {}
 
     def add(self, receipt: Receipt) -> None:
         """Take a region into account, of this run or of one before it."""
         self.done[receipt.level] += 1
-        self.missing += receipt.missing
-        self.empty += receipt.empty
+        self.counted["missing_chunks"] += receipt.missing
+        self.counted["empty_regions"] += receipt.empty
+        self.counted["smaller_tiles"] += receipt.halvings > 0
         channel = receipt.start[self.axes.index("c")] if "c" in self.axes else 0
         low, high = self.limits.get(channel, (receipt.low, receipt.high))
         self.limits[channel] = (min(low, receipt.low), max(high, receipt.high))

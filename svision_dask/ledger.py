@@ -24,8 +24,7 @@ import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from svision_dask.errors import OutputError
-from svision_dask.geometry import Shape
-from svision_dask.plan import Region, Regions
+from svision_dask.geometry import Region, Regions, Shape
 
 Record = Mapping[str, Any]
 """What is being made, as JSON values: whatever would change a voxel of the output is in it."""
@@ -55,6 +54,8 @@ class Receipt:
     """Chunks of the input that were not there and counted as empty."""
     empty: bool = False
     """Whether the region and its halo hold a single value, so that there was nothing to enhance."""
+    halvings: int = 0
+    """How often its tiles were halved because memory ran out: it agrees with its neighbours to rounding only."""
 
 
 class Ledger:

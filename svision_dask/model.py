@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from svision_dask.architecture import Architecture
+from svision_dask.backend import CPU, Backend
 from svision_dask.errors import ModelError, OutputError, UsageError
 from svision_dask.geometry import Shape
 from svision_dask.stage import Stage, trim
@@ -52,6 +54,7 @@ class Model:
     """One per channel; a single one serves every channel."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Plain values: preset, seed, steps, losses, sample, input, versions."""
+    _copies: dict[Backend, tuple[Stage, ...]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def factor(self) -> Shape:
@@ -63,7 +66,7 @@ class Model:
         """Coarse voxels needed beyond a box, per side, for z, y, x."""
         return self.architecture.halo
 
-    def refine(self, haloed: npt.NDArray[Any], *, channel: int = 0) -> npt.NDArray[np.float32]:
+    def refine(self, haloed: npt.NDArray[Any], *, channel: int = 0, backend: Backend = CPU) -> npt.NDArray[np.float32]:
         """Enhance a box that carries its halo.
 
         Parameters
@@ -72,6 +75,8 @@ class Model:
             Coarse voxels (z, y, x): a box and ``halo`` voxels on each side of it.
         channel
             Whose normalisation to use.
+        backend
+            What computes.
 
         Returns
         -------
@@ -88,14 +93,27 @@ class Model:
         if min(box) < 1:
             raise UsageError(f"box of {haloed.shape} voxels: with a halo of {self.halo} on each side, nothing is left.")
         with torch.inference_mode():
-            voxels = torch.from_numpy(np.ascontiguousarray(haloed, dtype=np.float32))[None, None]
+            voxels = torch.from_numpy(np.ascontiguousarray(haloed, dtype=np.float32))[None, None].to(backend.device)
             voxels = (voxels - constants.offset) / constants.scale
-            for stage in self.stages:
+            for stage in self._stages_on(backend):
                 voxels = stage(voxels)
             # A later stage's reach need not be a multiple of the factor before it; the halo was rounded up.
             spare = tuple((n - f * b) // 2 for n, f, b in zip(voxels.shape[2:], self.factor, box, strict=True))
             voxels = trim(voxels, spare).mul(constants.scale).add_(constants.offset)
-            return np.ascontiguousarray(voxels[0, 0].numpy())
+            return np.ascontiguousarray(voxels[0, 0].cpu().numpy())
+
+    def _stages_on(self, backend: Backend) -> tuple[Stage, ...]:
+        """Copy the stages to where they are used, once."""
+        if backend == CPU:
+            return self.stages
+        if backend not in self._copies:
+            # By default cuDNN rounds the factors of its products to ten bits.
+            torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+            copies = tuple(deepcopy(stage).to(backend.device) for stage in self.stages)
+            for stage in copies:
+                stage.precision = None if backend.precision == "float32" else getattr(torch, backend.precision)
+            self._copies[backend] = copies
+        return self._copies[backend]
 
     def for_channels(self, count: int) -> None:
         """Check that the model can serve a volume of ``count`` channels.

@@ -48,7 +48,9 @@ class Network(nn.Module):
         with torch.no_grad():
             for convolution in convolutions:
                 inputs = math.prod(convolution.weight.shape[1:])
-                convolution.weight.normal_(0, math.sqrt(2 / inputs), generator=generator)
+                # On the processor, so that a seed means the same weights wherever they are used.
+                drawn = torch.empty_like(convolution.weight, device="cpu")
+                convolution.weight.copy_(drawn.normal_(0, math.sqrt(2 / inputs), generator=generator))
                 if convolution.bias is not None:
                     convolution.bias.zero_()
             # Starting at the cubic interpolation, not at noise around it, is what keeps sparse volumes from stalling.

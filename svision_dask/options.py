@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from svision_dask.architecture import PRESETS
+from svision_dask.backend import DEVICES, PRECISIONS
 from svision_dask.degradation import DEGRADES, NOISE_MODELS
 from svision_dask.plan import VERSIONS
 
@@ -92,6 +93,28 @@ running = _options(
     click.option("--dtype", type=click.Choice(["same", "float32"]), default="same", show_default=True),
     click.option("--workers", type=click.IntRange(1), help="Worker processes; by default, what fits the machine."),
     click.option("--memory", help="What each worker may use, such as 4GB; by default, its share of what is free."),
+    click.option("--device", type=click.Choice(DEVICES), help="What computes; by default GPUs, where there are any."),
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="float32",
+        show_default=True,
+        help="Of the network's convolutions.",
+    ),
+)
+clustering = _options(
+    click.option("--scheduler", metavar="ADDRESS", help="A Dask cluster to use, such as tls://host:8786."),
+    click.option("--scheduler-file", metavar="FILE", help="What dask scheduler --scheduler-file wrote."),
+    click.option("--tls-ca", metavar="FILE", help="Certificate of who signed the others; all three encrypt."),
+    click.option("--tls-cert", metavar="FILE", help="Our certificate."),
+    click.option("--tls-key", metavar="FILE", help="Its key."),
+    click.option(
+        "--slurm",
+        metavar="OPTIONS",
+        help="Let SLURM start workers: jobs=1:8,cores=16,memory=64GB,time=4:00:00,gpus=1.",
+    ),
+    click.option("--gpus", metavar="NUMBERS", help="GPUs of this machine to use, a worker for each, such as 0,1."),
+    click.option("--dashboard", is_flag=True, help="Serve Dask's dashboard, on this machine only; needs bokeh."),
 )
 reading = click.argument("source", metavar="INPUT")
 trained = click.option("-m", "--model", "model_path", metavar="MODEL", help="Trained model; by default, one is made.")

@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from svision_dask.architecture import Architecture
-from svision_dask.cluster import this_machine
+from svision_dask.cluster import this_machine, wishes_here
 from svision_dask.drift import DriftWarning, drift
 from svision_dask.enhancement import check_model, full_factor
 from svision_dask.errors import UsageError
 from svision_dask.formats import open_volume
-from svision_dask.geometry import SPATIAL, Grid
-from svision_dask.image import Job, RunProgress, as_recorded, make_image
+from svision_dask.geometry import SPATIAL
+from svision_dask.image import Job, Made, RunProgress, as_recorded, make_image
 from svision_dask.model import Model, load_model
 from svision_dask.output import check_output
 from svision_dask.plan import Machine, Plan, Wishes, plan_enhancement
+from svision_dask.preflight import check_workers
 from svision_dask.regions import CopyTask, EnhanceTask
 from svision_dask.volume import Volume
 
@@ -37,7 +38,7 @@ class Report:
 
     output: str
     plan: Plan
-    levels: tuple[Grid, ...]
+    made: Made
     model_path: str
     model_digest: str
     seconds: float
@@ -45,7 +46,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
-        return {**asdict(self), "plan": self.plan.to_json(), "levels": [asdict(grid) for grid in self.levels]}
+        return {**asdict(self), "plan": self.plan.to_json()}
 
 
 def plan_volume(
@@ -56,11 +57,29 @@ def plan_volume(
     dtype: str = "same",
     wishes: Wishes | None = None,
     machine: Machine | None = None,
+    client: Client | None = None,
 ) -> Plan:
     """Plan the enhancement of ``volume`` by a model of ``design``, trained or not.
 
+    Parameters
+    ----------
+    volume, design
+        What is enhanced, and by what.
+    output
+        Where it is to be made; its disk must have room for it.
+    dtype
+        ``"same"`` as the volume's, or ``"float32"``.
+    wishes
+        What is fixed already.
+    machine
+        To plan for; by default, this one.
+    client
+        Of a cluster to plan for instead.
+
     Raises
     ------
+    ClusterError
+        If workers of the cluster cannot do the work.
     PlanError
         If it cannot be cut as asked, or does not fit the machine.
     UsageError
@@ -69,6 +88,8 @@ def plan_volume(
     if dtype not in ("same", "float32"):
         raise UsageError(f"dtype {dtype!r}: allowed are same and float32.")
     written = volume.dtype if dtype == "same" else np.dtype(np.float32)
+    machine, wishes = machine or this_machine(output), wishes or Wishes()
+    wishes = check_workers(client, device=wishes.device).wishes(wishes) if client else wishes_here(wishes, machine)
     named = dict(zip(SPATIAL, design.factor, strict=True))
     return plan_enhancement(
         volume.grid,
@@ -78,7 +99,7 @@ def plan_volume(
         dtype=written.name,
         dtype_itemsize=written.itemsize,
         tile_bytes=design.tile_bytes,
-        machine=machine or this_machine(output),
+        machine=machine,
         wishes=wishes,
         sampling=design.sampling,
     )
@@ -153,8 +174,10 @@ def enhance_to_zarr(
     differences = drift(trained, volume)
     for difference in differences:
         warnings.warn(f"{volume.name}: {difference}. Train on this volume, or renormalise.", DriftWarning, stacklevel=2)
-    wishes = wishes if overwrite else as_recorded(output, wishes)
-    plan = plan or plan_volume(volume, trained.architecture, output=output, dtype=dtype, wishes=wishes)
+    wishes = (wishes or Wishes()) if overwrite else as_recorded(output, wishes)
+    if client is not None:
+        check_workers(client, volume=volume, output=output, device=wishes.device)
+    plan = plan or plan_volume(volume, trained.architecture, output=output, dtype=dtype, wishes=wishes, client=client)
     _check_plan(plan, volume, trained)
     Path(output).absolute().parent.mkdir(parents=True, exist_ok=True)
     path = Path(model) if isinstance(model, (str, Path)) else trained.save(model_path_beside(output, trained.digest))
@@ -183,11 +206,11 @@ def enhance_to_zarr(
         about=about,
         empty_below=empty_below,
     )
-    levels = make_image(job, client=client, overwrite=overwrite, on_progress=on_progress)
+    made = make_image(job, client=client, overwrite=overwrite, on_progress=on_progress)
     return Report(
         output=str(output),
         plan=plan,
-        levels=tuple(levels),
+        made=made,
         model_path=str(path),
         model_digest=trained.digest,
         seconds=time.monotonic() - started,
@@ -233,6 +256,9 @@ def copy_to_zarr(
     """
     check_output(output, *volume.paths, overwrite=overwrite, resume=resume)
     ones = (1,) * len(volume.grid.axes)
+    wishes = (wishes or Wishes()) if overwrite else as_recorded(output, wishes)
+    if client is not None:
+        wishes = check_workers(client, volume=volume, output=output).wishes(wishes)
     plan = plan_enhancement(
         volume.grid,
         factor=ones,
@@ -242,7 +268,7 @@ def copy_to_zarr(
         dtype_itemsize=volume.dtype.itemsize,
         tile_bytes=lambda tile: 0,
         machine=this_machine(output),
-        wishes=wishes if overwrite else as_recorded(output, wishes),
+        wishes=replace(wishes, device="cpu", gpu_bytes=None),
     )
     about = {"package": f"svision-dask {version('svision-dask')}", "input": volume.name}
     task = CopyTask(volume=volume, output=str(Path(output).absolute()))

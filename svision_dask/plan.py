@@ -8,13 +8,14 @@ than one, and have no halo.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from svision_dask.backend import CPU, Backend, Device, Precision
 from svision_dask.degradation import Sampling
 from svision_dask.errors import PlanError
-from svision_dask.geometry import SPATIAL, Grid, Shape
+from svision_dask.geometry import SPATIAL, Grid, Regions, Shape
 from svision_dask.workload import Workload
 
 CHUNK = {2: 1024, 3: 64}
@@ -30,51 +31,6 @@ COMPRESSION = 10
 
 Version = Literal["0.4", "0.5"]
 VERSIONS: tuple[Version, ...] = ("0.4", "0.5")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Region:
-    """What one task owns: a box of whole shards, cut off at the volume's end."""
-
-    index: int
-    start: Shape
-    """First output voxel, per axis."""
-    stop: Shape
-    """One past the last output voxel, per axis."""
-
-    @property
-    def box(self) -> tuple[slice, ...]:
-        """As slices of the output."""
-        return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Regions:
-    """An array cut into boxes of ``unit`` voxels, the last axis fastest; made one by one, never as a list."""
-
-    shape: Shape
-    unit: Shape
-
-    @property
-    def counts(self) -> Shape:
-        """Regions along each axis."""
-        return tuple(-(-n // u) for n, u in zip(self.shape, self.unit, strict=True))
-
-    def __len__(self) -> int:
-        return math.prod(self.counts)
-
-    def at(self, index: int) -> Region:
-        """Make the region with number ``index``."""
-        rest, start = index, []
-        for count, length in zip(reversed(self.counts), reversed(self.unit), strict=True):
-            rest, position = divmod(rest, count)
-            start.append(position * length)
-        first = tuple(reversed(start))
-        stop = tuple(min(a + u, n) for a, u, n in zip(first, self.unit, self.shape, strict=True))
-        return Region(index=index, start=first, stop=stop)
-
-    def __iter__(self) -> Iterator[Region]:
-        return (self.at(index) for index in range(len(self)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +67,7 @@ class Plan:
     write_bytes: int
     """Voxel data of the output without its pyramid, uncompressed."""
     disk_free_bytes: int | None = None
+    backend: Backend = CPU
 
     @property
     def regions(self) -> Regions:
@@ -141,28 +98,38 @@ class Plan:
             "read_bytes": self.read_bytes,
             "write_bytes": self.write_bytes,
             "disk_free_bytes": self.disk_free_bytes,
+            "device": self.backend.device,
+            "precision": self.backend.precision,
         }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What the work must fit into."""
+    """What the work must fit into, if it is done here."""
 
     cores: int
     memory_bytes: int
     """For all workers together."""
     disk_free_bytes: int | None = None
+    gpus: tuple[int, ...] = ()
+    """Free bytes of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wishes:
-    """What the user fixed; None means that the plan decides."""
+    """What the user, or a cluster that is there, fixed; None means that the plan decides."""
 
     tile: Mapping[str, int] | None = None
     chunk: Mapping[str, int] | None = None
     shard: Mapping[str, int] | None = None
     workers: int | None = None
     worker_memory_bytes: int | None = None
+    threads: int | None = None
+    """For torch, in each process."""
+    device: Device | None = None
+    precision: Precision = "float32"
+    gpu_bytes: int | None = None
+    """What a forward pass may use of each GPU; None where the processor computes."""
     version: Version = "0.5"
 
 
@@ -221,6 +188,7 @@ def plan_enhancement(
         itemsize=itemsize,
         output_bytes=math.prod(region) * dtype_itemsize,
         tile_bytes=tile_bytes,
+        gpu_bytes=wishes.gpu_bytes,
     )
     processes, tile = _share(work, wishes, machine, count=len(Regions(shape=fine.shape, unit=region)))
     write_bytes = math.prod(fine.shape) * dtype_itemsize
@@ -237,13 +205,14 @@ def plan_enhancement(
         version=wishes.version,
         dtype=dtype,
         workers=processes,
-        threads=_threads(machine, processes),
+        threads=_threads(wishes, machine, processes),
         worker_bytes=work.worker_bytes(tile),
         memory_bytes=_memory(wishes, machine, processes),
         redundancy=work.redundancy(tile),
         read_bytes=work.read_bytes(tile),
         write_bytes=write_bytes,
         disk_free_bytes=machine.disk_free_bytes,
+        backend=Backend(device=wishes.device or "cpu", precision=wishes.precision),
     )
 
 
@@ -347,13 +316,13 @@ def _share(work: Workload, wishes: Wishes, machine: Machine, *, count: int) -> t
             options[processes] = tile
     if not options:
         raise _too_large(work, wishes, _memory(wishes, machine, most if wishes.workers else 1))
-    cost = {p: work.redundancy(tile) / (p * _threads(machine, p)) for p, tile in options.items()}
+    cost = {p: work.redundancy(tile) / (p * _threads(wishes, machine, p)) for p, tile in options.items()}
     best = max(processes for processes in options if cost[processes] <= ENOUGH_MEMORY * min(cost.values()))
     return best, options[best]
 
 
-def _threads(machine: Machine, processes: int) -> int:
-    return max(1, machine.cores // processes)
+def _threads(wishes: Wishes, machine: Machine, processes: int) -> int:
+    return wishes.threads or max(1, machine.cores // processes)
 
 
 def _memory(wishes: Wishes, machine: Machine, processes: int) -> int:

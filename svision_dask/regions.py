@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import platform
+import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,14 +18,16 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
+from svision_dask.backend import is_out_of_memory, release_memory
 from svision_dask.enhancement import enhance_haloed
 from svision_dask.errors import RegionError, one_line
-from svision_dask.geometry import Shape
+from svision_dask.geometry import Region, Regions, Shape
 from svision_dask.ledger import UNDONE, Receipt
 from svision_dask.model import load_model_once
 from svision_dask.omezarr_metadata import read_provenance
 from svision_dask.omezarr_write import open_level
-from svision_dask.plan import Plan, Region, Regions
+from svision_dask.plan import Plan, largest_tile
+from svision_dask.preflight import versions_here
 from svision_dask.pyramid import block_mean
 from svision_dask.volume import Volume, read_mirrored
 
@@ -31,8 +35,8 @@ if TYPE_CHECKING:
     import zarr
     from distributed import Client, Future
 
-TASKS_PER_WORKER = 3
-"""Tasks known to the cluster per worker thread: one runs and two wait, so that none idles for the client."""
+TASKS_PER_SEAT = 3
+"""Tasks known to the cluster per seat: one runs and two wait, so that none idles for the client."""
 
 PAUSES = (0.5, 2.0, 8.0)
 """Seconds before another try at a region after an error that passes."""
@@ -70,14 +74,28 @@ class EnhanceTask:
         import torch
 
         torch.set_num_threads(self.plan.threads)  # dask's nanny starts workers with one
+        return self._made(region, self.plan.tile)
+
+    def _made(self, region: Region, tile: Shape, halvings: int = 0) -> Receipt:
+        """Make one region in tiles of ``tile`` voxels, or in smaller ones if memory runs out."""
+        try:
+            return replace(self._made_in(tile, region), halvings=halvings)
+        except (MemoryError, RuntimeError) as error:
+            smaller = largest_tile(tile, self.plan.halo, lambda size: size != tile)
+            if smaller is None or not is_out_of_memory(error):
+                raise
+        release_memory()  # only here: while an error is handled, its traceback holds on to the tensors
+        return self._made(region, smaller, halvings + 1)
+
+    def _made_in(self, tile: Shape, region: Region) -> Receipt:
         plan, model = self.plan, load_model_once(self.model_path, self.model_digest)
         axes = plan.coarse.axes
         start = tuple(a // f for a, f in zip(region.start, plan.factor, strict=True))
         tiles = tuple(
-            -(-(b - a) // (f * t)) for a, b, f, t in zip(region.start, region.stop, plan.factor, plan.tile, strict=True)
+            -(-(b - a) // (f * t)) for a, b, f, t in zip(region.start, region.stop, plan.factor, tile, strict=True)
         )
         first = tuple(a - h for a, h in zip(start, plan.halo, strict=True))
-        last = tuple(a + k * t + h for a, k, t, h in zip(start, tiles, plan.tile, plan.halo, strict=True))
+        last = tuple(a + k * t + h for a, k, t, h in zip(start, tiles, tile, plan.halo, strict=True))
         haloed = read_mirrored(self.volume, first, last)
         if self.empty_below is not None and (haloed < self.empty_below).all():
             haloed = np.zeros_like(haloed)
@@ -88,13 +106,15 @@ class EnhanceTask:
             da.from_array(haloed, chunks=-1, name=False),
             model,
             axes=axes,
-            tile=plan.tile,
+            tile=tile,
             dtype=np.dtype(plan.dtype),
             channel=channel,
+            backend=plan.backend,
         )
         wanted = tuple(slice(0, b - a) for a, b in zip(region.start, region.stop, strict=True))
         # Inside a worker, plain compute() would submit to the whole cluster.
-        block = fine[wanted].compute(scheduler="synchronous")
+        with _computing:
+            block = fine[wanted].compute(scheduler="synchronous")
         receipt = write_checked(_own_level(self.output, 0, self.run), region, block, missing=missing)
         return replace(receipt, empty=bool((haloed == haloed.flat[0]).all()))
 
@@ -237,10 +257,12 @@ def run_regions(
     regions: Iterable[Region],
     *,
     on_receipt: Callable[[Receipt], None],
+    seats: int = 1,
 ) -> None:
     """Run ``task`` on every region, with a bounded number of tasks known to the cluster at any time.
 
-    A region whose worker died is made again at the end, with no other region around that could be the reason.
+    Each worker process works on ``seats`` of them at once. A region whose worker died is made again at the end, with no
+    other region around that could be the reason.
 
     Raises
     ------
@@ -253,12 +275,14 @@ def run_regions(
 
     # A volume held in memory travels to every worker once, not with every region.
     sent = client.scatter(task, broadcast=True, hash=False) if len(dumps(task)) > HEAVY_BYTES else task
-    submit = partial(client.submit, _run_one, sent, pure=False)
+    submit = partial(client.submit, _run_one, sent, seats=seats, versions=versions_here(), pure=False)
+    places = sum(min(threads, seats) for threads in client.nthreads().values())
+    drain = partial(_drain, client, submit, known=TASKS_PER_SEAT * max(1, places), on_receipt=on_receipt)
     suspects: list[Region] = []
-    failures = _drain(client, submit, iter(regions), on_receipt, suspects)
+    failures = drain(iter(regions), suspects=suspects)
     for region in [] if failures else suspects:
         again: list[Region] = []
-        failures += _drain(client, submit, iter([region]), on_receipt, again)
+        failures += drain(iter([region]), suspects=again)
         failures += [
             f"region {r.index} at {r.start}: every worker that tried it died; was it the memory?" for r in again
         ]
@@ -271,6 +295,8 @@ def _drain(
     client: Client,
     submit: Callable[[Region], Future[Any]],
     waiting: Iterator[Region],
+    *,
+    known: int,
     on_receipt: Callable[[Receipt], None],
     suspects: list[Region],
 ) -> list[str]:
@@ -278,7 +304,6 @@ def _drain(
     from distributed import KilledWorker, as_completed
 
     failures: list[str] = []
-    known = TASKS_PER_WORKER * max(1, sum(client.nthreads().values()))
     at_work = {future: region for region in islice(waiting, known) for future in [submit(region)]}
     running = as_completed(list(at_work))
     try:
@@ -305,17 +330,35 @@ def _drain(
     return failures
 
 
-def _run_one(task: RegionTask, region: Region) -> Receipt | str:
+def _run_one(
+    task: RegionTask, region: Region, *, seats: int = 1, versions: Mapping[str, str] | None = None
+) -> Receipt | str:
     """Errors raised on purpose come back as text: an exception with a remote traceback is for the unexpected."""
+    if versions is not None and versions != _versions():  # a worker that came after all were inspected
+        return f"region {region.index}: a worker on {platform.node()} has versions {_versions()}, not {dict(versions)}."
     pauses = iter(PAUSES)
     while True:
         try:
-            return task(region)
+            with _seats(seats):
+                return task(region)
         except Exception as error:  # zarr and torch raise nearly anything, and the place is what helps
             pause = next(pauses, None) if _passes(error) else None
             if pause is None:
                 return f"region {region.index} at {region.start}: {type(error).__name__}: {one_line(error)}"
             time.sleep(pause)
+
+
+_versions = lru_cache(versions_here)
+
+
+@lru_cache
+def _seats(count: int) -> threading.Semaphore:
+    """Regions of this process that may be in memory at once, whatever its threads: the plan counted no more."""
+    return threading.Semaphore(count)
+
+
+_computing = threading.Lock()
+"""Held by the region that computes; another one of the process may be read or written meanwhile."""
 
 
 def _passes(error: BaseException | None) -> bool:

@@ -25,6 +25,7 @@ class Stage(nn.Module):
         self.margin = _either(self.network.reach) if spec.axial else self.network.reach
         self.residual_scale = residual_scale
         self.damping = damping
+        self.precision: torch.dtype | None = None
         self.reach = stage_reach(spec, axes)
         kernel = correction_kernel(spec.factor, max(spec.back_projections, 1), spec.kernel_radius, spec.degradation)
         self.register_buffer("kernel", torch.from_numpy(kernel).float()[None, None], persistent=False)
@@ -57,7 +58,11 @@ class Stage(nn.Module):
 
     def one_pass(self, coarse: torch.Tensor) -> torch.Tensor:
         """Apply the network once, and put its output on the fine grid: what training fits."""
-        return interleave(self.network(coarse), self.spec.factor)
+        if self.precision is None:
+            return interleave(self.network(coarse), self.spec.factor)
+        with torch.autocast(coarse.device.type, dtype=self.precision):
+            phases = self.network(coarse)
+        return interleave(phases.float(), self.spec.factor)
 
     def correct(self, coarse: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
         """Apply all back projections at once: ``y₀ + d · U K (x − D y₀)``; D and U run once, K on the coarse grid.

@@ -14,6 +14,7 @@ import torch
 
 from svision_dask.architecture import Architecture, Preset, StageSpec, architecture
 from svision_dask.axial import lateral_pairs, lateral_zoom
+from svision_dask.backend import Backend, Device, best_device
 from svision_dask.degradation import CUBIC, NOISE_MODELS, Degradation, Degrade, NoiseModel
 from svision_dask.drift import typical_roughness
 from svision_dask.errors import UsageError
@@ -66,6 +67,7 @@ def train(
     psf: Any = None,
     noise: NoiseModel = "auto",
     axial: bool = False,
+    device: Device | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> Model:
     """Train a model on a sample of ``volume``; no other data is used.
@@ -99,6 +101,8 @@ def train(
         ``"none"`` takes the volume for clean.
     axial
         Refine z only, by what the lateral planes teach: for stacks of few planes. A ``factor`` of one number is z's.
+    device
+        Where to compute; by default a GPU, if torch can use one.
     on_step
         Called after each step.
 
@@ -124,7 +128,8 @@ def train(
     design = design_for(volume.grid.axes, per_axis, preset=preset, tolerance=tolerance, degradation=how, axial=axial)
     chosen = read_sample(volume, box=sample, seed=seed)
     settings = settings_for(preset, design, steps)
-    settings = replace(settings, match_noise=settings.match_noise and noise == "auto")
+    backend = Backend(device=device or best_device())
+    settings = replace(settings, match_noise=settings.match_noise and noise == "auto", device=backend.device)
     about = {"preset": preset, "input": volume.name, "psf_fwhm": known.fwhm if known else None}
     model = train_on_sample(chosen, design, settings, seed=seed, psf=known, on_step=on_step, about=about)
     checked = self_check(model, chosen)
@@ -185,6 +190,7 @@ def train_on_sample(
         **(about or {}),
         "package": f"svision-dask {version('svision-dask')}",
         "torch": torch.__version__,
+        "device": settings.device,
         "seed": seed,
         "steps": settings.steps,
         "degradation": design.stages[0].degradation.kind,

@@ -8,12 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from svision_dask.cluster import own_or, this_machine
+from svision_dask.cluster import here_or
 from svision_dask.errors import OutputError
+from svision_dask.geometry import Regions
 from svision_dask.ledger import UNDONE, Receipt, claim
 from svision_dask.omezarr import list_levels, open_omezarr, read_provenance
 from svision_dask.omezarr_write import read_checksums, unpublish
-from svision_dask.plan import Regions
 from svision_dask.regions import VerifyTask, run_regions
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ def verify(
         if on_progress is not None:
             on_progress(seen, total)
 
-    machine = this_machine()
-    with own_or(client, workers=machine.cores, memory_bytes=machine.memory_bytes // machine.cores) as cluster:
+    with here_or(client) as cluster:
         for number, regions in enumerate(cuts):
             task = VerifyTask(volume=open_omezarr(path, level=number), level=number)
             run_regions(cluster, task, regions, on_receipt=on_receipt)

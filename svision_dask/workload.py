@@ -11,6 +11,11 @@ from svision_dask.geometry import Shape, spatial_shape
 PROCESS_BYTES = 400 * 2**20
 """Resident memory of a worker before its first region: the interpreter, dask, zarr and torch."""
 
+CUDA_BYTES = 2 * 2**30
+"""What a process that uses a GPU needs on top."""
+GPU_SEATS = 3
+"""Regions at once in such a process: one is read and one written while the GPU computes another."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
@@ -29,6 +34,8 @@ class Workload:
     """Of one region."""
     tile_bytes: Callable[[Shape], int]
     """Memory of one forward pass over a tile (z, y, x), in bytes; raises ValueError where a tile is too large."""
+    gpu_bytes: int | None = None
+    """Memory of the GPU that computes; None where the processor does."""
 
     @property
     def region_tile(self) -> Shape:
@@ -43,12 +50,15 @@ class Workload:
         """
         haloed = math.prod(-(-r // t) * t + 2 * h for r, t, h in zip(self.region, tile, self.halo, strict=True))
         buffers = 2 * haloed * self.itemsize + 2 * self.output_bytes
+        if self.gpu_bytes is not None:
+            return PROCESS_BYTES + CUDA_BYTES + GPU_SEATS * buffers
         return PROCESS_BYTES + buffers + self.tile_bytes(spatial_shape(self.axes, tile))
 
     def fits(self, tile: Shape, memory_bytes: int) -> bool:
         """Say whether one worker gets along with ``memory_bytes``."""
         try:
-            return self.worker_bytes(tile) <= memory_bytes
+            on_gpu = self.gpu_bytes is None or self.tile_bytes(spatial_shape(self.axes, tile)) <= self.gpu_bytes
+            return on_gpu and self.worker_bytes(tile) <= memory_bytes
         except ValueError:
             return False
 

@@ -18,8 +18,9 @@ import zarr
 
 from svision_dask import training
 from svision_dask.arguments import parse_tolerance
-from svision_dask.cli import LEARNING, main
+from svision_dask.cli import main
 from svision_dask.formats import open_volume
+from svision_dask.given import LEARNING
 from svision_dask.model import load_model
 from svision_dask.omezarr import describe_omezarr
 from svision_dask.volume import mirror_pad

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from svision_dask.errors import OutputError
+from svision_dask.geometry import Regions
 from svision_dask.ledger import UNDONE, Receipt, claim, first_difference, read_record
-from svision_dask.plan import Regions
 
 RECORD = {"input": "a", "tile": {"z": 4}}
 COUNTS = (6, 2)

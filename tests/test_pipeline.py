@@ -15,7 +15,7 @@ from svision_dask.formats import open_volume, stack_channels
 from svision_dask.omezarr import list_levels, read_provenance
 from svision_dask.pipeline import RunProgress, copy_to_zarr, enhance_to_zarr, plan_volume
 from svision_dask.plan import Machine, Wishes
-from svision_dask.regions import TASKS_PER_WORKER
+from svision_dask.regions import TASKS_PER_SEAT
 from tests.models import fast, tiny
 from tests.test_enhancement import random_voxels, volume_of
 
@@ -177,7 +177,7 @@ def test_the_cluster_never_knows_more_than_a_few_tasks(client, volume, tmp_path)
     )
     regions, at_once = zip(*known, strict=True)
     assert max(regions) == 3 * 5 * 6
-    assert max(at_once) <= TASKS_PER_WORKER * 2 + 1
+    assert max(at_once) <= TASKS_PER_SEAT * 2 + 1
 
 
 def test_copying_writes_the_same_voxels_with_a_pyramid(client, volume, tmp_path) -> None:

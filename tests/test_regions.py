@@ -5,16 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from distributed import Client
 
 from svision_dask import regions as module
 from svision_dask.cluster import local_client
 from svision_dask.errors import RegionError
+from svision_dask.geometry import Region, Regions
 from svision_dask.ledger import Receipt
-from svision_dask.plan import Region, Regions
+from svision_dask.preflight import versions_here
 from svision_dask.regions import run_regions
 
 REGIONS = Regions(shape=(12,), unit=(1,))
@@ -89,3 +92,32 @@ def test_the_place_of_an_error_and_its_cause_are_told_also_after_all_tries(clien
     task = Faulty(tmp_path / "tries", times=1000, error=errno.ESTALE)
     assert module._run_one(task, region).startswith("region 4 at (4,): OSError: [Errno 116]")
     assert task.counter.read_text() == "xx"
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Notes in a folder how many of its kind are at work."""
+
+    folder: Path
+
+    def __call__(self, region: Region) -> Receipt:
+        own = self.folder / f"{region.index}"
+        own.touch()
+        time.sleep(0.1)
+        (self.folder / f"most{region.index}").write_text(str(len(list(self.folder.glob("[0-9]*")))))
+        own.unlink()
+        return Receipt(level=0, index=region.index, start=region.start, low=0, high=0, voxels=1, crc32=0)
+
+
+@pytest.mark.parametrize("seats", [1, 3])
+def test_a_process_takes_no_more_regions_at_once_than_planned_whatever_its_threads(seats, tmp_path):
+    with Client(n_workers=1, threads_per_worker=8, processes=False, dashboard_address=None) as client:
+        run_regions(client, Counted(tmp_path), REGIONS, on_receipt=lambda receipt: None, seats=seats)
+    assert max(int(note.read_text()) for note in tmp_path.glob("most*")) == seats
+
+
+def test_a_worker_that_came_later_with_other_versions_takes_no_region(tmp_path):
+    other = {**versions_here(), "zarr": "3.0.0"}
+    refusal = module._run_one(Counted(tmp_path), REGIONS.at(0), versions=other)
+    assert "has versions" in refusal
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,74 @@
+"""What computes: the processor, or a GPU that torch can use; and in which precision."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from svision_dask.errors import UsageError
+
+Device = Literal["cpu", "cuda"]
+DEVICES: tuple[Device, ...] = ("cpu", "cuda")
+Precision = Literal["float32", "bfloat16", "float16"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
+OUT_OF_MEMORY = ("can't allocate memory", "could not create a primitive", "could not create a memory")
+"""What torch and oneDNN say when the system gives them no more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """Where the network runs, and in which precision its convolutions do; everything around them is float32."""
+
+    device: Device = "cpu"
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise UsageError(f"device {self.device!r}: allowed are {', '.join(DEVICES)}. Use --device cpu.")
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"precision {self.precision!r}: allowed are {', '.join(PRECISIONS)}.")
+        if self.device == "cpu" and self.precision == "float16":
+            raise UsageError("precision float16: processors compute it more slowly than float32. Use bfloat16.")
+
+
+CPU = Backend()
+
+
+def best_device() -> Device:
+    """Choose a GPU where torch can use one."""
+    return "cuda" if gpu_memory() else "cpu"
+
+
+def gpu_memory() -> tuple[int, ...]:
+    """Free bytes of every GPU that torch can use in this process; empty where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ()
+    return tuple(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count()))
+
+
+def share_of_gpu(free_bytes: Iterable[int]) -> int:
+    """Say what a forward pass may use, the same on every GPU: cuDNN takes some memory to work with."""
+    return int(0.6 * min(free_bytes))
+
+
+def release_memory() -> None:
+    """Let go of tensors of a failed attempt, and of what torch keeps of a GPU for later."""
+    import torch
+
+    gc.collect()  # the frames of a traceback hold on to each other
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: numpy, torch and oneDNN have errors of their own for that."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)

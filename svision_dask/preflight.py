@@ -1,0 +1,249 @@
+"""Look at every worker of a cluster before the first region: versions, memory, what it can read and write."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from svision_dask.backend import Device, gpu_memory, share_of_gpu
+from svision_dask.errors import ClusterError, SvisionError, one_line
+from svision_dask.plan import Wishes
+from svision_dask.volume import Volume
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+PACKAGES = ("svision-dask", "dask", "distributed", "numcodecs", "numpy", "tifffile", "torch", "zarr")
+"""What must be the same everywhere."""
+SHARE_OF_LIMIT = 0.7
+"""What a region may use of a worker's memory limit: dask pauses a worker at 0.8 of it."""
+CLOCK_SECONDS = 60.0
+"""By how much clocks may differ before it is worth a word."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """What is known about one worker process."""
+
+    address: str
+    host: str
+    threads: int
+    memory_bytes: int
+    """What it may use: its limit, or its share of what is free on its host."""
+    gpu_bytes: int
+    """Free memory of its GPU; 0 if it has none."""
+    versions: Mapping[str, str]
+    """Of Python and of ``PACKAGES``; empty where a package is not installed."""
+    clock: float
+    """Seconds by which its clock is ahead."""
+    problems: tuple[str, ...] = ()
+    """Why it cannot do the work, each in a few words."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crew:
+    """The workers of a cluster."""
+
+    workers: tuple[Worker, ...]
+
+    def wishes(self, wishes: Wishes) -> Wishes:
+        """Have a plan made for the least of these workers, one region at a time in each."""
+        limit = min(worker.memory_bytes for worker in self.workers)
+        on_gpu = self.gpus == len(self.workers) and wishes.device != "cpu"
+        return replace(
+            wishes,
+            device="cuda" if on_gpu else "cpu",
+            gpu_bytes=share_of_gpu(worker.gpu_bytes for worker in self.workers) if on_gpu else None,
+            workers=len(self.workers),
+            threads=min(worker.threads for worker in self.workers),
+            worker_memory_bytes=min(limit, wishes.worker_memory_bytes or limit),
+        )
+
+    @property
+    def gpus(self) -> int:
+        """How many of them have a GPU."""
+        return sum(worker.gpu_bytes > 0 for worker in self.workers)
+
+    @property
+    def warnings(self) -> Iterator[str]:
+        """Put into words what does no harm to the result, but to logs or to speed."""
+        for worker in self.workers:
+            if abs(worker.clock) > CLOCK_SECONDS:
+                yield f"{worker.host}: its clock is {worker.clock:+.0f} s off"
+        if 0 < self.gpus < len(self.workers):
+            yield f"{self.gpus} of {len(self.workers)} workers have a GPU, which is not used: all must compute alike"
+
+    @property
+    def problems(self) -> Iterator[str]:
+        """Name what keeps workers from the work, and where."""
+        for worker in self.workers:
+            yield from (f"{worker.host} ({worker.address}): {problem}" for problem in worker.problems)
+
+
+def inspect_workers(
+    client: Client,
+    *,
+    volume: Volume | None = None,
+    output: str | Path | None = None,
+    device: Device | None = None,
+) -> Crew:
+    """Ask every worker for its versions, memory and GPU, and have it read the input and write beside the output.
+
+    Parameters
+    ----------
+    client
+        Of the cluster.
+    volume
+        What workers must be able to read, if anything.
+    output
+        What workers must be able to write, in the folder that this process sees.
+    device
+        ``"cuda"`` if each of them must have a GPU.
+
+    Raises
+    ------
+    ClusterError
+        If there are no workers.
+    """
+    seen = client.run(_version_probe(PACKAGES))
+    known = client.scheduler_info(n_workers=-1)["workers"]
+    now = time.time()
+    hosts = [facts["host"] for facts in seen.values()]
+    workers = []
+    for address, facts in seen.items():
+        limit, threads = known[address]["memory_limit"] or 0, known[address]["nthreads"]
+        share = facts["free"] // hosts.count(facts["host"])
+        ours = versions_here()
+        workers.append(
+            Worker(
+                address=address,
+                host=facts["host"],
+                threads=threads,
+                memory_bytes=int(SHARE_OF_LIMIT * min(limit or share, share)),
+                gpu_bytes=0,
+                versions=facts["versions"],
+                clock=facts["clock"] - now,
+                problems=tuple(_differences(ours, facts["versions"])),
+            )
+        )
+    if not workers:
+        raise ClusterError(f"{client.scheduler.address}: the cluster has no workers. Start some.")  # type: ignore[union-attr]
+    if not any(worker.problems for worker in workers):  # others could not even take our question
+        workers = _tried(client, workers, volume, output, device)
+    return Crew(workers=tuple(sorted(workers, key=lambda worker: (worker.host, worker.address))))
+
+
+def check_workers(client: Client, **wanted: Any) -> Crew:
+    """Inspect workers as `inspect_workers` does, and refuse a cluster in which one of them cannot do the work.
+
+    Raises
+    ------
+    ClusterError
+        If so; with its host, and what is wrong there.
+    """
+    crew = inspect_workers(client, **wanted)
+    problems = list(crew.problems)
+    if problems:
+        more = f" ({len(problems) - 1} more; see svision-dask workers.)" if len(problems) > 1 else ""
+        raise ClusterError(f"worker on {problems[0]}{more}")
+    return crew
+
+
+def _tried(
+    client: Client, workers: Sequence[Worker], volume: Volume | None, output: str | Path | None, device: Device | None
+) -> list[Worker]:
+    """Let workers read and write, and add what came of it."""
+    token = None
+    if output is not None:
+        folder = Path(output).absolute().parent
+        folder.mkdir(parents=True, exist_ok=True)
+        token = folder / f".svision-{uuid.uuid4().hex}.probe"
+        token.write_text(token.name, encoding="utf-8")
+    try:
+        found = client.run(_try, volume, str(token) if token else None, on_error="return")
+    finally:
+        if token is not None:
+            token.unlink(missing_ok=True)
+    return [_with(worker, found[worker.address], device) for worker in workers]
+
+
+def _with(worker: Worker, found: Any, device: Device | None) -> Worker:
+    if isinstance(found, BaseException):
+        return replace(worker, problems=(one_line(found),))
+    problems, gpu_bytes = found
+    if device == "cuda" and not gpu_bytes:
+        problems = [*problems, "torch finds no GPU. Leave out --device, or use workers that have one"]
+    return replace(worker, problems=tuple(problems), gpu_bytes=gpu_bytes)
+
+
+def _try(volume: Volume | None, token: str | None) -> tuple[list[str], int]:
+    """Run by each worker: say what does not work, and how much memory its GPU has."""
+    problems = []
+    if volume is not None and volume.source is not None:
+        try:
+            volume.read(tuple(slice(0, 1) for _ in volume.grid.axes))
+        except (SvisionError, OSError, ValueError, RuntimeError) as error:
+            problems.append(f"cannot read the input: {one_line(error)}")
+    if token is not None:
+        problems += _write_problems(Path(token))
+    return problems, max(gpu_memory(), default=0)
+
+
+def _write_problems(token: Path) -> Iterator[str]:
+    """See whether the folder of ``token`` is the one in which the client made it, and can be written."""
+    if not token.exists():
+        yield f"does not see {token.parent}, where the output is made. Mount it, or choose a shared folder"
+        return
+    own = token.with_name(f"{token.name}.{uuid.uuid4().hex}")
+    try:
+        own.write_bytes(b"svision-dask")
+        own.unlink()
+    except OSError as error:
+        yield f"cannot write to {token.parent}: {one_line(error)}"
+
+
+def _differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> Iterator[str]:
+    for name, wanted in ours.items():
+        has = theirs[name]
+        if has.split("+")[0] != wanted:
+            yield f"{name} {has or 'is not installed'}, and here {wanted}. Install the same version"
+
+
+def versions_here() -> dict[str, str]:
+    """Versions that must be the same everywhere, but for how a package was built: with or without support of GPUs."""
+    found = _version_probe(PACKAGES)()["versions"]
+    return {name: version.split("+")[0] for name, version in found.items()}
+
+
+def _version_probe(packages: Sequence[str]) -> Any:
+    """Make a function that runs where this package is not even installed: cloudpickle carries local ones by value."""
+
+    def probe() -> dict[str, Any]:
+        import platform
+        import time
+        from importlib.metadata import PackageNotFoundError, version
+
+        import psutil
+
+        versions = {"python": ".".join(platform.python_version_tuple()[:2])}
+        for name in packages:
+            try:
+                versions[name] = version(name)
+            except PackageNotFoundError:
+                versions[name] = ""
+        return {
+            "host": platform.node(),
+            "versions": versions,
+            "free": psutil.virtual_memory().available,
+            "clock": time.time(),
+        }
+
+    return probe

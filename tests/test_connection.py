@@ -1,0 +1,302 @@
+"""Clusters that run already, in processes of their own: plain, encrypted, started by SLURM; and refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from distributed.security import Security
+
+from svision_dask.connection import Connection, slurm_job
+from svision_dask.errors import UsageError
+from svision_dask.formats import open_volume
+from svision_dask.preflight import PACKAGES, inspect_workers, versions_here
+from tests.commands import run, textured, write_tiff
+
+ENHANCE = ("--steps", 3, "--tile", 16, "--shards", 32, "--chunks", 32)
+"""With a tile of its own, the result does not depend on the memory that each cluster has."""
+
+
+@contextmanager
+def process(*arguments: object, **environment: str):
+    """Run one of dask's programs until the block ends."""
+    with subprocess.Popen(
+        [sys.executable, "-m", *(str(a) for a in arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "DASK_DISTRIBUTED__WORKER__DAEMON": "False", **environment},
+    ) as started:
+        try:
+            yield started
+        finally:
+            started.terminate()
+
+
+@contextmanager
+def cluster(folder: Path, *, workers: int = 2, tls: tuple[object, ...] = (), threads: int = 1, **environment: str):
+    """Start a scheduler and workers; yields the file that says where."""
+    where = folder / "scheduler.json"
+    scheme = "tls" if tls else "tcp"
+    with ExitStack() as stack:
+        common = ("--no-dashboard", *tls)
+        port = ("--host", f"{scheme}://127.0.0.1", "--port", 0, "--scheduler-file", where)
+        stack.enter_context(process("distributed.cli.dask_scheduler", *port, *common))
+        wait_for(where.exists)
+        joined = ("--scheduler-file", where, "--host", "127.0.0.1", "--nthreads", threads, "--memory-limit", "3GB")
+        for number in range(workers):
+            own = ("--name", number, "--local-directory", folder / f"worker{number}")
+            stack.enter_context(process("distributed.cli.dask_worker", *joined, *own, *common, **environment))
+        yield where
+
+
+def wait_for(condition) -> None:
+    """Wait for half a minute at most."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory) -> Path:
+    return write_tiff(tmp_path_factory.mktemp("image") / "a.ome.tif", textured((24, 40, 40)))
+
+
+@pytest.fixture(scope="module")
+def alone(image, tmp_path_factory) -> Path:
+    """The model and the result of this machine's own processes."""
+    output = tmp_path_factory.mktemp("alone") / "fine.zarr"
+    assert run("enhance", image, output, *ENHANCE).exit_code == 0
+    return output
+
+
+def model_of(output: Path) -> Path:
+    (model,) = output.parent.glob("*.safetensors")
+    return model
+
+
+def voxels(output: Path) -> np.ndarray:
+    return zarr.open_array(output / "0", mode="r")[...]
+
+
+def joined_like(alone: Path, image: Path, output: Path, *options: object):
+    return run("enhance", image, output, "-m", model_of(alone), *ENHANCE[2:], *options)
+
+
+def test_a_cluster_that_runs_gives_the_same_voxels(image, alone, tmp_path):
+    with cluster(tmp_path, threads=4) as where:
+        done = joined_like(alone, image, tmp_path / "fine.zarr", "--scheduler-file", where)
+        assert done.exit_code == 0, done.stderr
+        address = json.loads(where.read_text())["address"]
+        assert f"cluster  {address}" in done.stderr
+        assert "warning" not in done.stderr  # it listens on this machine only
+        assert "workers  2 with 4 threads each" in done.stderr
+        listed = run("workers", image, tmp_path / "other.zarr", "--scheduler", address, "--json")
+        checked = run("verify", tmp_path / "fine.zarr", "--scheduler", address)
+    assert np.array_equal(voxels(tmp_path / "fine.zarr"), voxels(alone))
+    assert [worker["threads"] for worker in json.loads(listed.stdout)] == [4, 4]
+    assert not list(tmp_path.glob(".svision*")), "the workers' trial files are left"
+    assert checked.exit_code == 0
+
+
+def test_the_address_may_come_from_the_environment_of_dask(image, tmp_path, monkeypatch):
+    import dask
+
+    with (
+        cluster(tmp_path, workers=1) as where,
+        dask.config.set({"scheduler-address": json.loads(where.read_text())["address"]}),
+    ):
+        assert "cluster  tcp://127.0.0.1" in run("plan", image).stderr
+
+
+def test_an_encrypted_cluster_is_joined_with_certificates_only(image, alone, tmp_path):
+    pytest.importorskip("cryptography", reason="needs cryptography to make certificates")
+    made = Security.temporary()
+    files = {}
+    for name, content in (("ca", made.tls_ca_file), ("cert", made.tls_client_cert), ("key", made.tls_client_key)):
+        files[name] = tmp_path / f"{name}.pem"
+        files[name].write_text(content)
+    tls = ("--tls-ca-file", files["ca"], "--tls-cert", files["cert"], "--tls-key", files["key"])
+    with cluster(tmp_path, workers=1, tls=tls) as where:
+        mine = ("--tls-ca", files["ca"], "--tls-cert", files["cert"], "--tls-key", files["key"])
+        done = joined_like(alone, image, tmp_path / "fine.zarr", "--scheduler-file", where, *mine)
+        assert done.exit_code == 0, done.stderr
+        assert "cluster  tls://" in done.stderr
+        refused = run("workers", "--scheduler-file", where)
+        assert refused.exit_code == 1
+        assert "no Dask scheduler answers" in refused.error
+    assert np.array_equal(voxels(tmp_path / "fine.zarr"), voxels(alone))
+
+
+def test_a_worker_with_other_versions_is_named_before_anything_is_made(image, tmp_path):
+    skewed = tmp_path / "skewed" / "zarr-3.0.0.dist-info"
+    skewed.mkdir(parents=True)
+    (skewed / "METADATA").write_text("Metadata-Version: 2.1\nName: zarr\nVersion: 3.0.0\n")
+    with cluster(tmp_path, workers=1, PYTHONPATH=str(skewed.parent)) as where:
+        refused = run("enhance", image, tmp_path / "fine.zarr", "--scheduler-file", where)
+    assert refused.exit_code == 1
+    assert f"zarr 3.0.0, and here {versions_here()['zarr']}" in refused.error
+    assert not (tmp_path / "fine.zarr").exists()
+    assert "train" not in refused.stderr
+
+
+def test_a_worker_that_cannot_see_the_output_is_named(image, tmp_path):
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    trial = subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", hidden], capture_output=True, check=False)
+    if trial.returncode:
+        pytest.skip(f"no mount namespaces here: {trial.stderr.decode().strip()}")
+    where = tmp_path / "scheduler.json"
+    with process(
+        *("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", 0, "--no-dashboard"),
+        *("--scheduler-file", where),
+    ):
+        wait_for(where.exists)
+        command = f"mount -t tmpfs none {hidden} && exec {sys.executable} -m distributed.cli.dask_worker"
+        options = f"--scheduler-file {where} --host 127.0.0.1 --no-dashboard --local-directory {tmp_path / 'w'}"
+        with subprocess.Popen(
+            ["unshare", "-m", "sh", "-c", f"{command} {options}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as worker:
+            try:
+                refused = run("enhance", image, hidden / "fine.zarr", "--scheduler-file", where)
+            finally:
+                worker.terminate()
+    assert refused.exit_code == 1
+    assert f"does not see {hidden}" in refused.error
+    assert not (hidden / "fine.zarr").exists()
+
+
+def test_workers_that_cannot_read_the_input_say_so(image, tmp_path):
+    from svision_dask.cluster import local_client
+
+    gone = shutil.copy(image, tmp_path / "gone.ome.tif")
+    volume = open_volume(gone)
+    Path(gone).unlink()
+    with local_client(workers=1, memory_bytes=2**30) as client:
+        (worker,) = inspect_workers(client, volume=volume, device="cuda").workers
+    assert "cannot read the input" in worker.problems[0]
+    assert "gone.ome.tif" in worker.problems[0]
+    assert "no GPU" in worker.problems[1]
+    assert set(worker.versions) == {"python", *PACKAGES}
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--scheduler", "tcp://127.0.0.1:1", "--slurm", "jobs=2"), "Use one of them"),
+        (("--tls-ca", "ca.pem", "--scheduler", "tls://127.0.0.1:1"), "all three are needed"),
+        (("--scheduler-file", "nowhere.json"), "there is no such file"),
+        (("--gpus", "0"), "torch finds no GPU here"),
+        (("--device", "cuda"), "torch finds no GPU here"),
+        (("--slurm", "jobs=none"), "invalid literal"),
+        (("--slurm", "jobs"), "as name=value"),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_refused_in_one_line(options, reason, image):
+    import torch
+
+    if torch.cuda.is_available() and "GPU" in reason:
+        pytest.skip("there is a GPU")
+    if "--slurm" in options and "=" in options[-1] and not shutil.which("sbatch"):
+        pytest.skip("there is no sbatch here")
+    refused = run("plan", image, *options)
+    assert refused.exit_code in (1, 2)
+    assert reason in refused.error
+
+
+def test_options_of_a_slurm_job_are_put_into_its_terms():
+    job, jobs = slurm_job(
+        {"jobs": "2:8", "cores": "16", "memory": "64GB", "time": "1:00:00", "gpus": "1", "qos": "long"}
+    )
+    assert jobs == (2, 8)
+    assert (job["cores"], job["memory"], job["walltime"], job["processes"]) == (16, "64GB", "1:00:00", 1)
+    assert job["job_extra_directives"] == ["--gpus=1", "--qos=long"]
+    assert slurm_job({})[1] == (1, 1)
+    for wrong in ({"jobs": "8:2"}, {"jobs": "0"}, {"cores": "0"}, {"cores": "many"}):
+        with pytest.raises(UsageError, match="--slurm"):
+            slurm_job(wrong)
+
+
+def test_two_clusters_at_once_are_one_too_many():
+    with pytest.raises(UsageError, match="Use one of them"):
+        Connection(scheduler="tcp://a:1", gpus=("0",))
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """A real SLURM of one node, on this machine only."""
+    programs = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
+    missing = [name for name in programs if not shutil.which(name)]
+    if missing or os.geteuid():
+        pytest.skip(f"needs root and SLURM; missing: {', '.join(missing) or 'root'}")
+    pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue")
+    folder = Path("/tmp", f"svision-slurm-{os.getpid()}")  # daemons refuse folders that others cannot enter
+    node = os.uname().nodename.split(".")[0]
+    for name in ("state", "spool", "munge", "socket"):
+        (folder / name).mkdir(parents=True, mode=0o755)
+    (folder / "munge").chmod(0o700)
+    key = folder / "munge" / "key"
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o600)
+    configuration = folder / "slurm.conf"
+    configuration.write_text(
+        f"""ClusterName=test
+SlurmctldHost={node}(127.0.0.1)
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/socket/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+SlurmctldPort=17917
+SlurmdPort=17918
+ProctrackType=proctrack/pgid
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+ReturnToService=2
+NodeName={node} NodeAddr=127.0.0.1 CPUs=2 RealMemory=6000 State=UNKNOWN
+PartitionName=main Nodes={node} Default=YES MaxTime=INFINITE State=UP
+"""
+    )
+    munge = [
+        f"--{name}={folder}/munge/{name.split('-')[0]}" for name in ("key-file", "pid-file", "log-file", "seed-file")
+    ]
+    daemons = (
+        ["munged", "--foreground", "--force", f"--socket={folder}/socket/munge", *munge],
+        ["slurmctld", "-D", "-f", configuration],
+        ["slurmd", "-D", "-f", configuration],
+    )
+    with ExitStack() as stack:
+        for command in daemons:
+            daemon = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            stack.callback(daemon.wait, 30)
+            stack.callback(daemon.terminate)
+            time.sleep(1)
+        yield configuration
+    shutil.rmtree(folder)
+
+
+def test_slurm_starts_workers_that_give_the_same_voxels(slurm, image, alone, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_CONF", str(slurm))
+    monkeypatch.chdir(tmp_path)  # where SLURM leaves what its jobs print
+    done = joined_like(
+        alone, image, tmp_path / "fine.zarr", "--slurm", "jobs=1:2,cores=1,memory=2GB,time=10,partition=main"
+    )
+    assert done.exit_code == 0, done.stderr
+    assert "cluster  tls://" in done.stderr
+    assert np.array_equal(voxels(tmp_path / "fine.zarr"), voxels(alone))
+
+    wait_for(lambda: not subprocess.run(["squeue", "-h"], capture_output=True, text=True, check=True).stdout)
