@@ -305,21 +305,20 @@ def _drain(
 
     failures: list[str] = []
     at_work = {future: region for region in islice(waiting, known) for future in [submit(region)]}
-    running = as_completed(list(at_work))
+    # With results: to ask for them one by one would take longer than everything else here.
+    running = as_completed(list(at_work), with_results=True, raise_errors=False)
     try:
-        for future in running:
+        for future, outcome in running:
             region = at_work.pop(future)
-            try:
-                outcome: Receipt | str = future.result()
-            except KilledWorker:
+            error = outcome[1] if future.status == "error" else outcome
+            if isinstance(outcome, Receipt):
+                on_receipt(outcome)
+            elif isinstance(outcome, str):
+                failures.append(outcome)
+            elif isinstance(error, KilledWorker):
                 suspects.append(region)
-            except Exception as error:  # an error that arrives as such is one of the worker, not of the task
+            else:  # an error that arrives as such is one of the worker, not of the task
                 failures.append(f"a worker failed: {one_line(error)}")
-            else:
-                if isinstance(outcome, str):
-                    failures.append(outcome)
-                else:
-                    on_receipt(outcome)
             future.release()
             for following in islice(waiting, 0 if failures else 1):
                 at_work[added := submit(following)] = following
