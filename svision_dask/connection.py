@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import warnings
@@ -83,6 +84,7 @@ def connected(connection: Connection) -> Iterator[Client | None]:
 
     address = connection.scheduler or dask.config.get("scheduler-address", None)
     with ExitStack() as stack:
+        stack.enter_context(_silenced("distributed.client"))
         if connection.gpus:
             yield stack.enter_context(_on_gpus(connection))
         elif connection.slurm:
@@ -91,6 +93,18 @@ def connected(connection: Connection) -> Iterator[Client | None]:
             yield _waited_for(stack.enter_context(_joined(connection, address)), JOIN_SECONDS)
         else:
             yield None
+
+
+@contextmanager
+def _silenced(name: str) -> Iterator[None]:
+    """Keep a library from logging what we report ourselves, in one line and not as a traceback."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @contextmanager

@@ -286,6 +286,7 @@ def run_regions(
         failures += [
             f"region {r.index} at {r.start}: every worker that tried it died; was it the memory?" for r in again
         ]
+    failures = list(dict.fromkeys(failures))
     if failures:
         more = f" ({len(failures) - 1} more failed.)" if len(failures) > 1 else ""
         raise RegionError(f"{failures[0]}{more} Nothing was published; the same command goes on with what is missing.")
@@ -301,7 +302,7 @@ def _drain(
     suspects: list[Region],
 ) -> list[str]:
     """Run regions until there are no more, or one fails; those whose worker died are added to ``suspects``."""
-    from distributed import KilledWorker, as_completed
+    from distributed import CancelledError, KilledWorker, as_completed
 
     failures: list[str] = []
     at_work = {future: region for region in islice(waiting, known) for future in [submit(region)]}
@@ -317,6 +318,8 @@ def _drain(
                 failures.append(outcome)
             elif isinstance(error, KilledWorker):
                 suspects.append(region)
+            elif isinstance(error, CancelledError):
+                failures.append("the scheduler is gone.")
             else:  # an error that arrives as such is one of the worker, not of the task
                 failures.append(f"a worker failed: {one_line(error)}")
             future.release()

@@ -1,0 +1,266 @@
+"""What fails from outside: workers, schedulers, disks, networks. The voxels are the undisturbed ones all the same.
+
+Run these alone with ``pytest -m faults``. Those that need root, to mount a disk or to make networks, say so and skip.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from svision_dask import pipeline
+from svision_dask.cluster import local_client
+from svision_dask.ledger import Receipt
+from svision_dask.pipeline import enhance_to_zarr
+from svision_dask.regions import EnhanceTask
+from svision_dask.verification import verify
+from tests.commands import environment, finish, run, start, textured, write_tiff
+from tests.models import tiny
+from tests.test_connection import process, wait_for
+from tests.test_resume import CUT, SHAPE, assert_same
+
+pytestmark = pytest.mark.faults
+GIVEN = ("--tile", "z=4,y=8,x=32", "--chunks", "z=8,y=16,x=16", "--shards", "z=8,y=16,x=64")
+"""``CUT`` for the command line."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="module")
+def source(folder) -> Path:
+    return write_tiff(folder / "coarse.ome.tif", textured(SHAPE))
+
+
+@pytest.fixture(scope="module")
+def model(folder) -> Path:
+    return tiny((2, 2, 2)).save(folder / "tiny.safetensors")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder, source, model) -> Path:
+    output = folder / "undisturbed.zarr"
+    with local_client(workers=2, memory_bytes=4 * 2**30) as client:
+        enhance_to_zarr(source, output, model=model, wishes=CUT, client=client)
+    return output
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dying(EnhanceTask):
+    """Kills its worker at two of the regions, once each."""
+
+    moment: str
+    marks: Path
+
+    def __call__(self, region) -> Receipt:
+        if region.index not in (2, 11) or (self.marks / str(region.index)).exists():
+            return super().__call__(region)
+        (self.marks / str(region.index)).touch()
+        if self.moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.moment == "during":
+            threading.Timer(random.Random(region.index).uniform(0, 0.1), os.kill, (os.getpid(), signal.SIGKILL)).start()
+        super().__call__(region)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+@pytest.mark.parametrize("moment", ["before", "during", "after"])
+def test_a_worker_that_is_killed_at_any_moment_changes_nothing(
+    moment, source, model, undisturbed, tmp_path, monkeypatch
+):
+    (marks := tmp_path / "marks").mkdir()
+    monkeypatch.setattr(pipeline, "EnhanceTask", partial(Dying, moment=moment, marks=marks))
+    with local_client(workers=2, memory_bytes=4 * 2**30) as client:
+        enhance_to_zarr(source, tmp_path / "fine.zarr", model=model, wishes=CUT, client=client)
+        assert not verify(tmp_path / "fine.zarr", client=client).damaged
+    assert len(list(marks.iterdir())) == 2
+    assert_same(tmp_path / "fine.zarr", undisturbed)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_number_of_workers_changes_nothing(workers, source, model, undisturbed, tmp_path):
+    with local_client(workers=workers, memory_bytes=4 * 2**30) as client:
+        enhance_to_zarr(source, tmp_path / "fine.zarr", model=model, wishes=CUT, client=client)
+    assert_same(tmp_path / "fine.zarr", undisturbed)
+
+
+WRITER = """
+import sys
+import numpy as np, zarr
+array = zarr.open_array(sys.argv[1], mode="r+")
+for number in range(10**6):
+    array[...] = number % 250 + 1
+    print(number, flush=True)
+"""
+
+
+def test_a_writer_that_is_killed_leaves_whole_shards_only(tmp_path):
+    array = zarr.create_array(
+        tmp_path / "a.zarr", shape=(64, 256, 256), chunks=(32, 64, 64), shards=(64, 256, 256), dtype="u1"
+    )
+    for moment in np.random.default_rng(0).uniform(0, 0.2, 12):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, tmp_path / "a.zarr"], stdout=subprocess.PIPE, text=True
+        )
+        with writer:
+            writer.stdout.readline()
+            time.sleep(moment)
+            writer.kill()
+        found = np.unique(array[...])
+        assert len(found) == 1
+        assert found[0] > 0
+
+
+def test_a_scheduler_that_is_killed_ends_the_run_in_one_line_and_the_next_goes_on(source, model, undisturbed, tmp_path):
+    output, where = tmp_path / "fine.zarr", tmp_path / "scheduler.json"
+    options = ("--host", "127.0.0.1", "--port", 0, "--no-dashboard", "--scheduler-file", where)
+    with ExitStack() as stack:
+        scheduler = stack.enter_context(process("distributed.cli.dask_scheduler", *options))
+        wait_for(where.exists)
+        worker = ("--scheduler-file", where, "--host", "127.0.0.1", "--nthreads", 1, "--no-dashboard")
+        stack.enter_context(process("distributed.cli.dask_worker", *worker, "--local-directory", tmp_path / "w"))
+        command = start("enhance", source, output, "-m", model, *GIVEN, "--scheduler-file", where)
+        receipts = output.with_name(f".{output.name}.svision") / "receipts.jsonl"
+        wait_for(lambda: receipts.exists() and receipts.read_text().count("\n") >= 2)
+        scheduler.kill()
+        killed = time.monotonic()
+        ended = finish(command)
+    assert time.monotonic() - killed < 45
+    assert ended.exit_code == 3, ended.stderr
+    assert "the same command goes on" in ended.error
+    assert run("enhance", source, output, "-m", model).exit_code == 0
+    assert_same(output, undisturbed)
+
+
+@contextmanager
+def disk(folder: Path, size: str):
+    """Mount a small disk, in memory."""
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount: {mounted.stderr.decode().strip()}")
+    try:
+        yield partial(_remount, folder)
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def _remount(folder: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
+
+
+def test_a_full_disk_ends_the_run_and_with_more_room_it_goes_on(source, model, undisturbed, tmp_path):
+    with disk(tmp_path / "small", "400k") as change:
+        output = tmp_path / "small" / "fine.zarr"
+        full = finish(start("enhance", source, output, "-m", model, *GIVEN, env=environment(tmp_path / "temporary")))
+        assert full.exit_code == 3, full.stderr
+        assert "No space left" in full.error
+        assert "multiscales" not in (output / "zarr.json").read_text()
+        change("size=100m")
+        assert run("enhance", source, output, "-m", model).exit_code == 0
+        assert_same(output, undisturbed)
+
+
+def test_a_disk_that_cannot_be_written_is_refused_before_anything_is_read(source, model, tmp_path):
+    with disk(tmp_path / "small", "1m") as change:
+        change("ro")
+        refused = run("enhance", source, tmp_path / "small" / "fine.zarr", "-m", model)
+        assert refused.exit_code == 1
+        assert "is not writable" in refused.error
+
+
+HOSTS = ("svd0", "svd1", "svd2")
+
+
+@contextmanager
+def network(folder: Path):
+    """Make three hosts on one switch: namespaces with addresses 10.97.0.1 to 3."""
+    if shutil.which("ip") is None or os.geteuid():
+        pytest.skip("needs root and ip")
+
+    def ip(*arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+    def remove() -> None:
+        for name in (*HOSTS, "svdsw"):
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+    remove()
+    try:
+        try:
+            for name in (*HOSTS, "svdsw"):
+                ip("netns", "add", name)
+            ip("-n", "svdsw", "link", "add", "sw", "type", "bridge")
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
+        ip("-n", "svdsw", "link", "set", "sw", "up")
+        for number, name in enumerate(HOSTS):
+            ip("link", "add", f"{name}e", "netns", name, "type", "veth", "peer", "name", f"{name}p", "netns", "svdsw")
+            ip("-n", "svdsw", "link", "set", f"{name}p", "master", "sw", "up")
+            ip("-n", name, "addr", "add", f"10.97.0.{number + 1}/24", "dev", f"{name}e")
+            ip("-n", name, "link", "set", f"{name}e", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield lambda name, state: ip("-n", name, "link", "set", f"{name}e", state)
+    finally:
+        remove()
+
+
+@pytest.mark.parametrize("cut", ["never", "for a while", "for good"])
+def test_three_hosts_give_the_same_voxels_also_if_one_is_cut_off(
+    cut, source, model, undisturbed, tmp_path, monkeypatch
+):
+    """The worker's task waits between regions, so that the cut comes in the middle."""
+    output, where = tmp_path / "fine.zarr", tmp_path / "scheduler.json"
+    patience = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "6s", "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "15s"}
+    with network(tmp_path) as link, ExitStack() as stack:
+
+        def on(host: str, *arguments: object) -> subprocess.Popen[str]:
+            started = subprocess.Popen(
+                ["ip", "netns", "exec", host, sys.executable, "-m", *(str(a) for a in arguments)],
+                stdout=subprocess.PIPE if "svision_dask" in arguments else subprocess.DEVNULL,
+                stderr=subprocess.PIPE if "svision_dask" in arguments else subprocess.DEVNULL,
+                text=True,
+                env={**os.environ, **patience},
+            )
+            stack.callback(_ended, started)
+            return started
+
+        on("svd0", "distributed.cli.dask_scheduler", "--host", "10.97.0.1", "--no-dashboard", "--scheduler-file", where)
+        wait_for(where.exists)
+        for number in (2, 3):
+            worker = ("--scheduler-file", where, "--host", f"10.97.0.{number}", "--nthreads", 1, "--no-dashboard")
+            on(HOSTS[number - 1], "distributed.cli.dask_worker", *worker, "--local-directory", tmp_path / str(number))
+        command = on("svd0", "svision_dask", "enhance", source, output, "-m", model, *GIVEN, "--scheduler-file", where)
+        receipts = output.with_name(f".{output.name}.svision") / "receipts.jsonl"
+        wait_for(lambda: receipts.exists() and receipts.read_text().count("\n") >= 2)
+        if cut != "never":
+            link("svd2", "down")
+        if cut == "for a while":
+            time.sleep(8)
+            link("svd2", "up")
+        ended = finish(command)
+    assert ended.exit_code == 0, ended.stderr
+    assert "is not encrypted" in ended.stderr
+    assert_same(output, undisturbed)
+
+
+def _ended(started: subprocess.Popen[str]) -> None:
+    started.kill()
+    started.communicate()
