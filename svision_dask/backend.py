@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -13,8 +15,11 @@ Device = Literal["cpu", "cuda"]
 DEVICES: tuple[Device, ...] = ("cpu", "cuda")
 Precision = Literal["float32", "bfloat16", "float16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
-OUT_OF_MEMORY = ("can't allocate memory", "could not create a primitive", "could not create a memory")
-"""What torch and oneDNN say when the system gives them no more."""
+OUT_OF_MEMORY = (
+    *("can't allocate memory", "could not create a primitive", "could not create a memory"),
+    *("CUDA error: out of memory", "STATUS_ALLOC_FAILED", "unable to find an engine"),
+)
+"""What torch, oneDNN, cuDNN and cuBLAS say when they are given no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +43,42 @@ CPU = Backend()
 
 def best_device() -> Device:
     """Choose a GPU where torch can use one."""
-    return "cuda" if gpu_memory() else "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def gpu_memory() -> tuple[int, ...]:
-    """Free bytes of every GPU that torch can use in this process; empty where there is none."""
+    """Free bytes of every GPU that torch can use in this process; empty where there is none.
+
+    Asked for in a process of its own: to ask takes a context on each GPU, which stays until the process ends, and of
+    which some clusters allow only one.
+    """
     import torch
 
     if not torch.cuda.is_available():
         return ()
-    return tuple(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count()))
+    asked = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, check=False)
+    return tuple(int(free) for free in asked.stdout.split())
+
+
+_ASK = "import torch; print(*(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())))"
+
+
+def own_gpu() -> tuple[str, int] | None:
+    """Name and free bytes of the GPU that this process computes on, if it has one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return str(torch.cuda.get_device_properties(0).uuid), torch.cuda.mem_get_info(0)[0]
+
+
+def compute_exactly() -> None:
+    """Have cuDNN multiply float32 as it is; by default it rounds the factors to ten bits."""
+    import torch
+
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
 
 
 def share_of_gpu(free_bytes: Iterable[int]) -> int:

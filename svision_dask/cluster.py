@@ -1,8 +1,9 @@
-"""The machine at hand, and a Dask cluster on it that nobody else can reach."""
+"""The machine at hand, and a Dask cluster on it that cannot be reached from the network."""
 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -22,12 +23,14 @@ from svision_dask.workload import GPU_SEATS
 if TYPE_CHECKING:
     from distributed import Client
 
+DASHBOARD = "svision-dask.dashboard"
+"""Setting of dask's configuration: whether our own clusters serve Dask's dashboard, on this machine only."""
 SHARE_OF_FREE_MEMORY = 0.8
 """What workers may plan with, of the memory that is free now; the client and the page cache need the rest."""
 
 
-def this_machine(output: str | Path | None = None) -> Machine:
-    """Cores, free memory (cgroup limits count) and GPUs that this process may use, and free disk at ``output``."""
+def this_machine(output: str | Path | None = None, *, gpus: bool = False) -> Machine:
+    """Cores, free memory (cgroup limits count) and, if asked for, GPUs of this process, and free disk at ``output``."""
     import psutil
     from dask.system import CPU_COUNT
     from distributed.system import MEMORY_LIMIT
@@ -40,7 +43,10 @@ def this_machine(output: str | Path | None = None) -> Machine:
             folder = folder.parent
         disk = shutil.disk_usage(folder).free
     return Machine(
-        cores=CPU_COUNT, memory_bytes=int(SHARE_OF_FREE_MEMORY * free), disk_free_bytes=disk, gpus=gpu_memory()
+        cores=CPU_COUNT,
+        memory_bytes=int(SHARE_OF_FREE_MEMORY * free),
+        disk_free_bytes=disk,
+        gpus=gpu_memory() if gpus else (),
     )
 
 
@@ -53,7 +59,9 @@ def wishes_here(wishes: Wishes, machine: Machine) -> Wishes:
         If a GPU is asked for, and there is none.
     """
     if wishes.device == "cuda" and not machine.gpus:
-        raise ClusterError("device cuda: torch finds no GPU here. Use --device cpu.")
+        raise ClusterError(
+            "device cuda: torch finds no GPU here. Use --device cpu, with --overwrite if the output was begun on a GPU."
+        )
     if wishes.device == "cpu" or not machine.gpus:
         return wishes
     processes = min(wishes.workers or len(machine.gpus), len(machine.gpus))
@@ -65,9 +73,7 @@ HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 @contextmanager
-def local_client(
-    *, workers: int, memory_bytes: int, gpus: Sequence[str] = (), dashboard: bool = False
-) -> Iterator[Client]:
+def local_client(*, workers: int, memory_bytes: int, gpus: Sequence[str] = ()) -> Iterator[Client]:
     """Start worker processes on 127.0.0.1, and stop them afterwards.
 
     Parameters
@@ -78,8 +84,6 @@ def local_client(
         What each may use; one that exceeds it is stopped and started anew.
     gpus
         One for each process, as CUDA counts them; none where the processor computes.
-    dashboard
-        Whether to serve Dask's dashboard.
     """
     import dask
     from distributed import Client, Nanny, Scheduler, SpecCluster
@@ -99,7 +103,7 @@ def local_client(
         stack.enter_context(dask.config.set(settings))
         scheduler = {
             "host": "127.0.0.1",  # whoever reaches a scheduler's port can run code
-            "dashboard": dashboard,
+            "dashboard": dask.config.get(DASHBOARD, False),
             # Any free port for what is served even without a dashboard: 8787 would warn when it is taken.
             "dashboard_address": "127.0.0.1:0",
         }
@@ -111,7 +115,7 @@ def local_client(
             "local_directory": folder,
             "silence_logs": logging.CRITICAL,  # a region's failure is reported once, by us
         }
-        own = [{"env": {"CUDA_VISIBLE_DEVICES": gpu}} for gpu in gpus] or [{}] * workers
+        own = [{"env": {"CUDA_VISIBLE_DEVICES": _visible(gpu)}} for gpu in gpus] or [{}] * workers
         with _deaf_to_signals():
             cluster = SpecCluster(
                 scheduler={"cls": Scheduler, "options": scheduler},
@@ -119,7 +123,15 @@ def local_client(
                 silence_logs=logging.CRITICAL,
             )
             client = stack.enter_context(Client(stack.enter_context(cluster)))
+        if dask.config.get(DASHBOARD, False):
+            sys.stderr.write(f"dashboard {client.dashboard_link}\n")
         yield client
+
+
+def _visible(gpu: str) -> str:
+    """Name a GPU for a process of its own; where only some are visible here, numbers count among those."""
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return visible[int(gpu)] if visible else gpu
 
 
 @contextmanager

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from svision_dask.cluster import local_client, this_machine
+from svision_dask.cluster import DASHBOARD, local_client, this_machine
 from svision_dask.errors import ClusterError, UsageError, one_line
+from svision_dask.preflight import within
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -59,9 +64,16 @@ class Connection:
     dashboard: bool = False
 
     def __post_init__(self) -> None:
-        chosen = [self.scheduler, self.scheduler_file, self.slurm, self.gpus]
-        if sum(bool(choice) for choice in chosen) > 1:
+        joined = {"--scheduler": self.scheduler, "--scheduler-file": self.scheduler_file}
+        for option, given in joined.items():
+            if given == "":
+                raise UsageError(f"{option}: it is empty. Say where the scheduler is, or leave it out.")
+        if sum(bool(choice) for choice in (*joined.values(), self.slurm, self.gpus)) > 1:
             raise UsageError("--scheduler, --scheduler-file, --slurm and --gpus: each is a cluster. Use one of them.")
+        if self.tls and not any(joined.values()):
+            raise UsageError("--tls-ca, --tls-cert, --tls-key: for a cluster that runs already. Give --scheduler.")
+        if self.dashboard and (self.slurm or any(joined.values())):
+            raise UsageError("--dashboard: for workers on this machine. Ask the cluster's own scheduler for its own.")
 
 
 @contextmanager
@@ -83,13 +95,18 @@ def connected(connection: Connection) -> Iterator[Client | None]:
     import dask
 
     address = connection.scheduler or dask.config.get("scheduler-address", None)
+    if connection.scheduler_file:
+        address = _address_in(connection.scheduler_file)
     with ExitStack() as stack:
         stack.enter_context(_silenced("distributed.client"))
+        if connection.dashboard:
+            _check_dashboard()
+            stack.enter_context(dask.config.set({DASHBOARD: True}))
         if connection.gpus:
             yield stack.enter_context(_on_gpus(connection))
         elif connection.slurm:
             yield _waited_for(stack.enter_context(_on_slurm(connection.slurm)), QUEUE_SECONDS)
-        elif connection.scheduler_file or address:
+        elif address:
             yield _waited_for(stack.enter_context(_joined(connection, address)), JOIN_SECONDS)
         else:
             yield None
@@ -98,6 +115,8 @@ def connected(connection: Connection) -> Iterator[Client | None]:
 @contextmanager
 def _silenced(name: str) -> Iterator[None]:
     """Keep a library from logging what we report ourselves, in one line and not as a traceback."""
+    import distributed  # noqa: F401  # sets the levels of its loggers as it is imported
+
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -107,25 +126,34 @@ def _silenced(name: str) -> Iterator[None]:
         logger.setLevel(before)
 
 
+def _check_dashboard() -> None:
+    if find_spec("bokeh") is None:
+        raise ClusterError("--dashboard: dask draws it with bokeh. pip install bokeh, or leave it out.")
+
+
 @contextmanager
-def _joined(connection: Connection, address: str | None) -> Iterator[Client]:
+def _joined(connection: Connection, address: str) -> Iterator[Client]:
     from distributed import Client
 
-    if connection.scheduler_file:
-        where: dict[str, Any] = {"scheduler_file": connection.scheduler_file}
-        if not Path(connection.scheduler_file).is_file():
-            raise ClusterError(f"{connection.scheduler_file}: there is no such file. Is the scheduler running?")
-    else:
-        where = {"address": address}
+    security = _security(connection.tls)
     try:
-        client = Client(**where, security=_security(connection.tls), timeout=CONNECT_SECONDS)
+        client = within(2 * CONNECT_SECONDS, partial(Client, address, security=security, timeout=CONNECT_SECONDS))
     except (OSError, ValueError, TypeError) as error:
-        raise ClusterError(
-            f"{connection.scheduler_file or address}: no Dask scheduler answers ({one_line(error)}). Is it running?"
-        ) from error
+        raise ClusterError(f"{address}: no Dask scheduler answers ({one_line(error)}). Is it running?") from error
     with client:
         _warn_if_open(client)
         yield client
+
+
+def _address_in(file: str) -> str:
+    """Read what a scheduler wrote about itself."""
+    try:
+        address = json.loads(Path(file).read_text(encoding="utf-8"))["address"]
+    except OSError as error:
+        raise ClusterError(f"{file}: there is no such file. Is the scheduler running?") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise ClusterError(f"{file}: not what dask scheduler --scheduler-file writes. Give its file.") from error
+    return str(address)
 
 
 def _security(tls: Tls | None) -> Security | None:
@@ -163,7 +191,7 @@ def _waited_for(client: Client, seconds: float) -> Client:
 @contextmanager
 def _on_gpus(connection: Connection) -> Iterator[Client]:
     """Start one process per GPU on this machine."""
-    machine, count = this_machine(), len(connection.gpus)
+    machine, count = this_machine(gpus=True), len(connection.gpus)
     if not machine.gpus:
         raise ClusterError(f"--gpus {','.join(connection.gpus)}: torch finds no GPU here. Leave out --gpus.")
     unknown = [gpu for gpu in connection.gpus if not gpu.isdecimal() or int(gpu) >= len(machine.gpus)]
@@ -171,9 +199,7 @@ def _on_gpus(connection: Connection) -> Iterator[Client]:
         there = ",".join(map(str, range(len(machine.gpus))))
         raise UsageError(f"--gpus {','.join(connection.gpus)}: there are {there}. Name each at most once.")
     memory = machine.memory_bytes // count
-    with local_client(
-        workers=count, memory_bytes=memory, gpus=connection.gpus, dashboard=connection.dashboard
-    ) as client:
+    with local_client(workers=count, memory_bytes=memory, gpus=connection.gpus) as client:
         yield client
 
 
@@ -194,8 +220,16 @@ def _on_slurm(options: Mapping[str, str]) -> Iterator[Client]:
         # The home folder is the same on all nodes, and the folder made in it is for its owner only.
         folder = stack.enter_context(TemporaryDirectory(prefix=".svision-dask-", dir=Path.home()))
         cluster = stack.enter_context(SLURMCluster(**wanted, security=_new_security(Path(folder))))
+        _check_job(cluster.job_script())
         cluster.scale(jobs=most) if least == most else cluster.adapt(minimum_jobs=least, maximum_jobs=most)
         yield stack.enter_context(Client(cluster))
+
+
+def _check_job(script: str) -> None:
+    """Have SLURM look at a job before it is handed in: what dask-jobqueue does with a refusal is to wait."""
+    asked = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False)
+    if asked.returncode:
+        raise ClusterError(f"--slurm: SLURM refuses the job: {' '.join(asked.stderr.split())}")
 
 
 def _new_security(folder: Path) -> Security:
@@ -237,5 +271,8 @@ def slurm_job(options: Mapping[str, str]) -> tuple[dict[str, Any], tuple[int, in
         "processes": 1,
         "job_extra_directives": [f"--{name}={value}" for name, value in given.items()],
         "python": sys.executable,
+        # What shows all and asks for no password is not for the network.
+        "scheduler_options": {"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+        "worker_extra_args": ["--no-dashboard"],
     }
     return job, jobs

@@ -167,6 +167,11 @@ def _enhance_tile(
     expected = tuple(
         f * (n - 2 * h) for n, f, h in zip(spatial_shape(axes, block.shape), model.factor, model.halo, strict=True)
     )
+    if not np.isfinite(fine).all():
+        raise ModelError(
+            f"tile {block_id} ({axes}): the result in {backend.precision} is not finite. Use --precision float32, or "
+            "train on a --sample that has the brightest voxels."
+        )
     # dask believes whatever shape it was told.
     assert fine.shape == expected, (fine.shape, expected)
     return cast(fine, dtype).reshape(

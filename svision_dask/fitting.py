@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from svision_dask.architecture import Architecture, Preset
-from svision_dask.backend import Device
+from svision_dask.backend import Device, compute_exactly, release_memory
 from svision_dask.degradation import UP_REACH
 from svision_dask.errors import SampleError
 from svision_dask.exam import Exam, Verdict
@@ -104,6 +104,8 @@ def train_stage(
     split = pairs.hold_back()
     learned, held = split or (pairs, pairs)
     exam = Exam.of(held, stage, held_back=split is not None, device=settings.device)
+    if settings.device == "cuda":
+        compute_exactly()
     stage.to(settings.device)
     stage.residual_scale = _residual_scale(learned)
     attempts = []
@@ -121,6 +123,8 @@ def train_stage(
     verdict, curve, weights, stage.damping = min(attempts, key=lambda made: made[0].stage)
     stage.network.load_state_dict(weights)
     stage.eval().requires_grad_(requires_grad=False).to("cpu")
+    if settings.device == "cuda":
+        release_memory()  # the workers on this machine need it
     return verdict, curve
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,9 +66,13 @@ def connected_given(given: Given) -> Iterator[Client | None]:
     )
     if connection.slurm:
         click.echo("cluster  waiting for SLURM to start the first worker", err=True)
-    with warnings.catch_warnings(record=True, category=OpenClusterWarning) as heard, connected(connection) as client:
+    with ExitStack() as stack:
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            client = stack.enter_context(connected(connection))
         for warning in heard:
-            click.echo(f"warning: {warning.message}", err=True)
+            if issubclass(warning.category, OpenClusterWarning):
+                click.echo(f"warning: {warning.message}", err=True)
         if client is not None:
             if given.get("workers") is not None:
                 raise UsageError("--workers: the cluster has its own. Leave it out.")

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from svision_dask.architecture import Architecture
-from svision_dask.backend import CPU, Backend
+from svision_dask.backend import CPU, Backend, compute_exactly
 from svision_dask.errors import ModelError, OutputError, UsageError
 from svision_dask.geometry import Shape
 from svision_dask.stage import Stage, trim
@@ -107,8 +107,7 @@ class Model:
         if backend == CPU:
             return self.stages
         if backend not in self._copies:
-            # By default cuDNN rounds the factors of its products to ten bits.
-            torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+            compute_exactly()
             copies = tuple(deepcopy(stage).to(backend.device) for stage in self.stages)
             for stage in copies:
                 stage.precision = None if backend.precision == "float32" else getattr(torch, backend.precision)

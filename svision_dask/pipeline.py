@@ -88,7 +88,8 @@ def plan_volume(
     if dtype not in ("same", "float32"):
         raise UsageError(f"dtype {dtype!r}: allowed are same and float32.")
     written = volume.dtype if dtype == "same" else np.dtype(np.float32)
-    machine, wishes = machine or this_machine(output), wishes or Wishes()
+    wishes = wishes or Wishes()
+    machine = machine or this_machine(output, gpus=client is None and wishes.device != "cpu")
     wishes = check_workers(client, device=wishes.device).wishes(wishes) if client else wishes_here(wishes, machine)
     named = dict(zip(SPATIAL, design.factor, strict=True))
     return plan_enhancement(
@@ -175,9 +176,9 @@ def enhance_to_zarr(
     for difference in differences:
         warnings.warn(f"{volume.name}: {difference}. Train on this volume, or renormalise.", DriftWarning, stacklevel=2)
     wishes = (wishes or Wishes()) if overwrite else as_recorded(output, wishes)
-    if client is not None:
-        check_workers(client, volume=volume, output=output, device=wishes.device)
     plan = plan or plan_volume(volume, trained.architecture, output=output, dtype=dtype, wishes=wishes, client=client)
+    if client is not None:
+        check_workers(client, volume=volume, output=output, device=plan.backend.device)
     _check_plan(plan, volume, trained)
     Path(output).absolute().parent.mkdir(parents=True, exist_ok=True)
     path = Path(model) if isinstance(model, (str, Path)) else trained.save(model_path_beside(output, trained.digest))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from threading import Thread
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from svision_dask.backend import Device, gpu_memory, share_of_gpu
+from svision_dask.backend import Device, own_gpu, share_of_gpu
 from svision_dask.errors import ClusterError, SvisionError, one_line
 from svision_dask.plan import Wishes
 from svision_dask.volume import Volume
@@ -17,10 +21,14 @@ from svision_dask.volume import Volume
 if TYPE_CHECKING:
     from distributed import Client
 
+Result = TypeVar("Result")
+
 PACKAGES = ("svision-dask", "dask", "distributed", "numcodecs", "numpy", "tifffile", "torch", "zarr")
 """What must be the same everywhere."""
 SHARE_OF_LIMIT = 0.7
 """What a region may use of a worker's memory limit: dask pauses a worker at 0.8 of it."""
+ANSWER_SECONDS = 60
+"""How long a worker may take to answer; the first time it has to import what we need."""
 CLOCK_SECONDS = 60.0
 """By how much clocks may differ before it is worth a word."""
 
@@ -113,20 +121,19 @@ def inspect_workers(
     ClusterError
         If there are no workers.
     """
-    seen = client.run(_version_probe(PACKAGES))
     known = client.scheduler_info(n_workers=-1)["workers"]
-    now = time.time()
+    seen = _asked(client, _version_probe(PACKAGES))
+    now, ours = time.time(), versions_here()
     hosts = [facts["host"] for facts in seen.values()]
     workers = []
-    for address, facts in seen.items():
-        limit, threads = known[address]["memory_limit"] or 0, known[address]["nthreads"]
+    for address in known.keys() & seen.keys():  # some may have come or gone in between
+        facts, limit = seen[address], known[address]["memory_limit"] or 0
         share = facts["free"] // hosts.count(facts["host"])
-        ours = versions_here()
         workers.append(
             Worker(
                 address=address,
                 host=facts["host"],
-                threads=threads,
+                threads=known[address]["nthreads"],
                 memory_bytes=int(SHARE_OF_LIMIT * min(limit or share, share)),
                 gpu_bytes=0,
                 versions=facts["versions"],
@@ -135,10 +142,43 @@ def inspect_workers(
             )
         )
     if not workers:
-        raise ClusterError(f"{client.scheduler.address}: the cluster has no workers. Start some.")  # type: ignore[union-attr]
+        raise ClusterError("the cluster has no workers. Start some.")
     if not any(worker.problems for worker in workers):  # others could not even take our question
         workers = _tried(client, workers, volume, output, device)
     return Crew(workers=tuple(sorted(workers, key=lambda worker: (worker.host, worker.address))))
+
+
+def _asked(client: Client, question: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    """Have every worker run a function, and wait no longer than it may take."""
+    from distributed.comm.core import CommClosedError
+
+    try:
+        answers = within(ANSWER_SECONDS, partial(client.run, question, *arguments, on_error="return"))
+    except TimeoutError as error:
+        there = ", ".join(sorted(client.scheduler_info(n_workers=-1)["workers"]))
+        raise ClusterError(f"not every worker answers within {ANSWER_SECONDS} s. Look at {there}.") from error
+    gone = {address: answer for address, answer in answers.items() if isinstance(answer, CommClosedError)}
+    return {address: answer for address, answer in answers.items() if address not in gone}
+
+
+def within(seconds: float, function: Callable[[], Result]) -> Result:
+    """Call what may never return, in a thread that is left alone if it takes longer.
+
+    Raises
+    ------
+    TimeoutError
+        If it does.
+    """
+    outcome: Future[Result] = Future()
+
+    def call() -> None:
+        try:
+            outcome.set_result(function())
+        except BaseException as error:  # whatever it is, it is the caller's
+            outcome.set_exception(error)
+
+    Thread(target=call, daemon=True).start()
+    return outcome.result(seconds)
 
 
 def check_workers(client: Client, **wanted: Any) -> Crew:
@@ -163,38 +203,48 @@ def _tried(
     """Let workers read and write, and add what came of it."""
     token = None
     if output is not None:
-        folder = Path(output).absolute().parent
-        folder.mkdir(parents=True, exist_ok=True)
+        # Where it is, if it is to be made itself: nothing is made before it is known that the work can be done.
+        folder = next(parent for parent in Path(output).absolute().parents if parent.is_dir())
         token = folder / f".svision-{uuid.uuid4().hex}.probe"
         token.write_text(token.name, encoding="utf-8")
     try:
-        found = client.run(_try, volume, str(token) if token else None, on_error="return")
+        # A volume in memory travels with the work; there is nothing to try.
+        there = volume if volume is not None and volume.source is not None else None
+        found = _asked(client, _try, there, str(token) if token else None)
     finally:
         if token is not None:
             token.unlink(missing_ok=True)
-    return [_with(worker, found[worker.address], device) for worker in workers]
+    tried = [(worker, found[worker.address]) for worker in workers if worker.address in found]
+    users = Counter((worker.host, answer[1][0]) for worker, answer in tried if _has_gpu(answer))
+    return [_with(worker, answer, device, users) for worker, answer in tried]
 
 
-def _with(worker: Worker, found: Any, device: Device | None) -> Worker:
-    if isinstance(found, BaseException):
-        return replace(worker, problems=(one_line(found),))
-    problems, gpu_bytes = found
-    if device == "cuda" and not gpu_bytes:
+def _has_gpu(answer: Any) -> bool:
+    return not isinstance(answer, BaseException) and answer[1] is not None
+
+
+def _with(worker: Worker, answer: Any, device: Device | None, users: Mapping[tuple[str, str], int]) -> Worker:
+    """Add what a worker answered; workers that share a GPU share its memory."""
+    if isinstance(answer, BaseException):
+        return replace(worker, problems=(one_line(answer),))
+    problems, gpu = answer
+    if device == "cuda" and gpu is None:
         problems = [*problems, "torch finds no GPU. Leave out --device, or use workers that have one"]
-    return replace(worker, problems=tuple(problems), gpu_bytes=gpu_bytes)
+    share = gpu[1] // users[worker.host, gpu[0]] if gpu is not None else 0
+    return replace(worker, problems=tuple(problems), gpu_bytes=share)
 
 
-def _try(volume: Volume | None, token: str | None) -> tuple[list[str], int]:
-    """Run by each worker: say what does not work, and how much memory its GPU has."""
+def _try(volume: Volume | None, token: str | None) -> tuple[list[str], tuple[str, int] | None]:
+    """Run by each worker: say what does not work, and which GPU it has."""
     problems = []
-    if volume is not None and volume.source is not None:
+    if volume is not None:
         try:
             volume.read(tuple(slice(0, 1) for _ in volume.grid.axes))
         except (SvisionError, OSError, ValueError, RuntimeError) as error:
             problems.append(f"cannot read the input: {one_line(error)}")
     if token is not None:
         problems += _write_problems(Path(token))
-    return problems, max(gpu_memory(), default=0)
+    return problems, own_gpu()
 
 
 def _write_problems(token: Path) -> Iterator[str]:
@@ -205,9 +255,10 @@ def _write_problems(token: Path) -> Iterator[str]:
     own = token.with_name(f"{token.name}.{uuid.uuid4().hex}")
     try:
         own.write_bytes(b"svision-dask")
-        own.unlink()
     except OSError as error:
         yield f"cannot write to {token.parent}: {one_line(error)}"
+    finally:
+        own.unlink(missing_ok=True)
 
 
 def _differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> Iterator[str]:
@@ -232,6 +283,7 @@ def _version_probe(packages: Sequence[str]) -> Any:
         from importlib.metadata import PackageNotFoundError, version
 
         import psutil
+        from distributed.system import MEMORY_LIMIT
 
         versions = {"python": ".".join(platform.python_version_tuple()[:2])}
         for name in packages:
@@ -242,7 +294,7 @@ def _version_probe(packages: Sequence[str]) -> Any:
         return {
             "host": platform.node(),
             "versions": versions,
-            "free": psutil.virtual_memory().available,
+            "free": min(psutil.virtual_memory().available, MEMORY_LIMIT),
             "clock": time.time(),
         }
 

@@ -8,6 +8,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import islice, product
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 
 TASKS_PER_SEAT = 3
 """Tasks known to the cluster per seat: one runs and two wait, so that none idles for the client."""
-
+ASK_SECONDS = 5
+"""How often to ask a cluster how many workers it has."""
 PAUSES = (0.5, 2.0, 8.0)
 """Seconds before another try at a region after an error that passes."""
 _TRANSIENT = "EAGAIN EBUSY ECONNABORTED ECONNRESET EHOSTUNREACH EINTR EIO ENETUNREACH ESTALE ETIMEDOUT"
@@ -276,8 +278,7 @@ def run_regions(
     # A volume held in memory travels to every worker once, not with every region.
     sent = client.scatter(task, broadcast=True, hash=False) if len(dumps(task)) > HEAVY_BYTES else task
     submit = partial(client.submit, _run_one, sent, seats=seats, versions=versions_here(), pure=False)
-    places = sum(min(threads, seats) for threads in client.nthreads().values())
-    drain = partial(_drain, client, submit, known=TASKS_PER_SEAT * max(1, places), on_receipt=on_receipt)
+    drain = partial(_drain, client, submit, window=_Window(client, seats), on_receipt=on_receipt)
     suspects: list[Region] = []
     failures = drain(iter(regions), suspects=suspects)
     for region in [] if failures else suspects:
@@ -292,12 +293,29 @@ def run_regions(
         raise RegionError(f"{failures[0]}{more} Nothing was published; the same command goes on with what is missing.")
 
 
+class _Window:
+    """How many tasks a cluster should know, whose workers come and go."""
+
+    def __init__(self, client: Client, seats: int) -> None:
+        self._client, self._seats = client, seats
+        self._known, self._asked = 0, -float(ASK_SECONDS)
+
+    def tasks(self) -> int:
+        """Count the seats that there are, now and then."""
+        if time.monotonic() - self._asked >= ASK_SECONDS:
+            self._asked = time.monotonic()
+            with suppress(OSError):  # the scheduler is gone, which every task will say
+                places = sum(min(threads, self._seats) for threads in self._client.nthreads().values())
+                self._known = TASKS_PER_SEAT * max(1, places)
+        return self._known
+
+
 def _drain(
     client: Client,
     submit: Callable[[Region], Future[Any]],
     waiting: Iterator[Region],
     *,
-    known: int,
+    window: _Window,
     on_receipt: Callable[[Receipt], None],
     suspects: list[Region],
 ) -> list[str]:
@@ -305,7 +323,7 @@ def _drain(
     from distributed import CancelledError, KilledWorker, as_completed
 
     failures: list[str] = []
-    at_work = {future: region for region in islice(waiting, known) for future in [submit(region)]}
+    at_work = {future: region for region in islice(waiting, window.tasks()) for future in [submit(region)]}
     # With results: to ask for them one by one would take longer than everything else here.
     running = as_completed(list(at_work), with_results=True, raise_errors=False)
     try:
@@ -323,7 +341,7 @@ def _drain(
             else:  # an error that arrives as such is one of the worker, not of the task
                 failures.append(f"a worker failed: {one_line(error)}")
             future.release()
-            for following in islice(waiting, 0 if failures else 1):
+            for following in islice(waiting, 0 if failures else max(0, window.tasks() - len(at_work))):
                 at_work[added := submit(following)] = following
                 running.add(added)
     except BaseException:  # an interrupt, too, must not leave tasks behind

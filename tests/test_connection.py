@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,14 @@ import pytest
 import zarr
 from distributed.security import Security
 
+from svision_dask import connection
+from svision_dask.cluster import local_client, wishes_here
 from svision_dask.connection import Connection, slurm_job
-from svision_dask.errors import UsageError
+from svision_dask.errors import ClusterError, UsageError
 from svision_dask.formats import open_volume
-from svision_dask.preflight import PACKAGES, inspect_workers, versions_here
+from svision_dask.plan import Machine, Wishes
+from svision_dask.preflight import PACKAGES, Crew, Worker, inspect_workers, versions_here
+from svision_dask.workload import GPU_SEATS
 from tests.commands import run, textured, write_tiff
 
 ENHANCE = ("--steps", 3, "--tile", 16, "--shards", 32, "--chunks", 32)
@@ -176,8 +182,6 @@ def test_a_worker_that_cannot_see_the_output_is_named(image, tmp_path):
 
 
 def test_workers_that_cannot_read_the_input_say_so(image, tmp_path):
-    from svision_dask.cluster import local_client
-
     gone = shutil.copy(image, tmp_path / "gone.ome.tif")
     volume = open_volume(gone)
     Path(gone).unlink()
@@ -199,6 +203,9 @@ def test_workers_that_cannot_read_the_input_say_so(image, tmp_path):
         (("--device", "cuda"), "torch finds no GPU here"),
         (("--slurm", "jobs=none"), "invalid literal"),
         (("--slurm", "jobs"), "as name=value"),
+        (("--scheduler", ""), "it is empty"),
+        (("--tls-ca", "a", "--tls-cert", "b", "--tls-key", "c"), "Give --scheduler"),
+        (("--dashboard", "--scheduler", "tcp://127.0.0.1:1"), "for workers on this machine"),
     ],
 )
 def test_a_cluster_that_cannot_be_is_refused_in_one_line(options, reason, image):
@@ -213,12 +220,68 @@ def test_a_cluster_that_cannot_be_is_refused_in_one_line(options, reason, image)
     assert reason in refused.error
 
 
+@pytest.mark.parametrize("text", ["", "{}", "not JSON", "[1]"])
+def test_a_scheduler_file_that_is_none_is_refused_in_one_line(text, image, tmp_path):
+    (tmp_path / "scheduler.json").write_text(text)
+    refused = run("plan", image, "--scheduler-file", tmp_path / "scheduler.json")
+    assert refused.exit_code == 1
+    assert "not what dask scheduler --scheduler-file writes" in refused.error
+
+
+def test_whoever_listens_and_never_answers_is_given_up(image, monkeypatch):
+    monkeypatch.setattr(connection, "CONNECT_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        refused = run("plan", image, "--scheduler", f"tcp://127.0.0.1:{silent.getsockname()[1]}")
+    assert refused.exit_code == 1
+    assert "no Dask scheduler answers" in refused.error
+
+
+def worker(**facts: object) -> Worker:
+    known = {"address": "a", "host": "h", "threads": 4, "memory_bytes": 100, "gpu_bytes": 0, "versions": {}, "clock": 0}
+    return Worker(**{**known, **facts})
+
+
+def test_a_plan_is_for_the_least_of_the_workers():
+    crew = Crew(workers=(worker(), worker(threads=2, memory_bytes=70)))
+    wishes = crew.wishes(Wishes(worker_memory_bytes=80))
+    assert (wishes.workers, wishes.threads, wishes.worker_memory_bytes, wishes.device) == (2, 2, 70, "cpu")
+    assert crew.wishes(Wishes(worker_memory_bytes=60)).worker_memory_bytes == 60
+
+
+def test_gpus_are_used_if_all_workers_have_one_and_named_if_not():
+    both = Crew(workers=(worker(gpu_bytes=1000), worker(gpu_bytes=500)))
+    assert (both.wishes(Wishes()).device, both.wishes(Wishes()).gpu_bytes) == ("cuda", 300)
+    assert both.wishes(Wishes(device="cpu")).gpu_bytes is None
+    one = Crew(workers=(worker(gpu_bytes=1000), worker()))
+    assert one.wishes(Wishes()).device == "cpu"
+    assert "1 of 2 workers have a GPU" in next(one.warnings)
+    assert "clock is +90 s off" in next(Crew(workers=(worker(clock=90.0),)).warnings)
+
+
+def test_gpus_of_this_machine_get_a_process_each():
+    machine = Machine(cores=16, memory_bytes=2**37, gpus=(2**34, 2**35))
+    wishes = wishes_here(Wishes(), machine)
+    assert (wishes.workers, wishes.device, wishes.gpu_bytes) == (2, "cuda", int(0.6 * 2**34))
+    assert wishes_here(Wishes(device="cpu"), machine) == Wishes(device="cpu")
+    with pytest.raises(ClusterError, match="no GPU here"):
+        wishes_here(Wishes(device="cuda"), replace(machine, gpus=()))
+
+
+def test_processes_get_those_gpus_that_this_one_may_use(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5a")
+    with local_client(workers=2, memory_bytes=2**30, gpus=("0", "1")) as client:
+        seen = client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
+        assert sorted(seen.values()) == ["3", "GPU-5a"]
+        assert set(client.nthreads().values()) == {GPU_SEATS}
+
+
 def test_options_of_a_slurm_job_are_put_into_its_terms():
     job, jobs = slurm_job(
         {"jobs": "2:8", "cores": "16", "memory": "64GB", "time": "1:00:00", "gpus": "1", "qos": "long"}
     )
     assert jobs == (2, 8)
     assert (job["cores"], job["memory"], job["walltime"], job["processes"]) == (16, "64GB", "1:00:00", 1)
+    assert job["scheduler_options"]["dashboard_address"] == "127.0.0.1:0"  # it asks for no password
     assert job["job_extra_directives"] == ["--gpus=1", "--qos=long"]
     assert slurm_job({})[1] == (1, 1)
     for wrong in ({"jobs": "8:2"}, {"jobs": "0"}, {"cores": "0"}, {"cores": "many"}):
@@ -287,6 +350,13 @@ PartitionName=main Nodes={node} Default=YES MaxTime=INFINITE State=UP
             time.sleep(1)
         yield configuration
     shutil.rmtree(folder)
+
+
+def test_a_job_that_slurm_refuses_is_refused_in_its_words(slurm, image, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_CONF", str(slurm))
+    refused = run("plan", image, "--slurm", "jobs=1,cores=1,partition=nowhere")
+    assert refused.exit_code == 1
+    assert "invalid partition" in refused.error
 
 
 def test_slurm_starts_workers_that_give_the_same_voxels(slurm, image, alone, tmp_path, monkeypatch):
