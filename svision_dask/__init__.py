@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from svision_dask.backend import Backend
     from svision_dask.enhancement import enhance
     from svision_dask.errors import SvisionError
     from svision_dask.formats import open_volume, stack_channels
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from svision_dask.volume import Volume
 
 _HOMES = {
+    "Backend": "backend",
     "Grid": "geometry",
     "Model": "model",
     "Plan": "plan",
@@ -42,6 +44,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Backend",
     "Grid",
     "Model",
     "Plan",

@@ -30,7 +30,7 @@ class ManyTilesWarning(UserWarning):
     """The volume is large for a single dask graph."""
 
 
-def enhance(volume: Volume, model: Model, *, tile: Mapping[str, int] | None = None) -> Volume:
+def enhance(volume: Volume, model: Model, *, tile: Mapping[str, int] | None = None, backend: Backend = CPU) -> Volume:
     """Enhance a lazy volume; the result is lazy too, and has the volume's dtype.
 
     For volumes of up to some ten thousand tiles; ``enhance_to_zarr`` has no such limit.
@@ -44,6 +44,8 @@ def enhance(volume: Volume, model: Model, *, tile: Mapping[str, int] | None = No
     tile
         Coarse voxels per spatial axis that one forward pass is responsible for; the halo comes on top. By default, as
         large as 1 GiB allows.
+    backend
+        What computes, and in which precision.
 
     Returns
     -------
@@ -66,7 +68,7 @@ def enhance(volume: Volume, model: Model, *, tile: Mapping[str, int] | None = No
     haloed = volume.voxels
     for axis, (n, t, h) in enumerate(zip(volume.grid.shape, size, halo, strict=True)):
         haloed = _continued(haloed, axis, mirror(-h, -(-n // t) * t + h, n))
-    fine = enhance_haloed(haloed, model, axes=axes, tile=size, dtype=volume.dtype)
+    fine = enhance_haloed(haloed, model, axes=axes, tile=size, dtype=volume.dtype, backend=backend)
     grid = volume.grid.finer(full_factor(model, axes), model.architecture.sampling)
     return Volume(
         voxels=fine[tuple(slice(0, n) for n in grid.shape)],

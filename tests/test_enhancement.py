@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from svision_dask import enhancement
+from svision_dask.backend import CPU, Backend
 from svision_dask.enhancement import ManyTilesWarning, cast, enhance
 from svision_dask.errors import ImageError, ModelError, PlanError
 from svision_dask.geometry import Grid
@@ -24,6 +25,9 @@ from tests.models import WAYS, fast, tiny
 
 ROUNDING = 2e-5
 """Of the range: what float32 convolutions of another shape may differ by."""
+
+HALF_ROUNDING = 2e-2
+"""Of the range: bfloat16 has eight bits, and these networks' residuals are as strong as the signal."""
 
 RANGE = 200
 """Of the voxels that ``random_voxels`` draws."""
@@ -123,6 +127,25 @@ def test_the_fast_preset_is_seamless(factor) -> None:
     assert_seamless(fast(factor), fast(factor), "zyx", (13, 29, 31), ((4, 9), (1, 28), (31,)), tiles)
 
 
+@given(cut=cuts())
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+def test_half_precision_is_as_seamless_to_its_own_rounding(cut) -> None:
+    model, axes, shape, chunks, tiles = cut
+    voxels, half = random_voxels(shape), Backend(precision="bfloat16")
+    wanted = untiled(voxels, model)
+    found = [enhance(volume_of(voxels, axes, c), model, tile=tiles[0], backend=half) for c in (chunks, -1)]
+    first, second = (np.asarray(volume.voxels.compute(scheduler="synchronous")) for volume in found)
+    assert np.array_equal(first, second)
+    assert np.abs(first - wanted).max() <= HALF_ROUNDING * max(np.ptp(wanted), RANGE)
+
+
+def test_a_result_that_is_not_finite_is_refused_and_never_cast_to_zeros():
+    voxels = np.full((12, 12, 12), 3e38, np.float32)
+    voxels[6, 6, 6] = -3e38
+    with pytest.raises(ModelError, match="not finite"):
+        enhanced(volume_of(voxels, "zyx"), tiny((2, 2, 2)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShortHalo(Model):
     """Mutant: the halo is one voxel short, and made up for by mirroring the tile's own edge."""
@@ -131,7 +154,7 @@ class ShortHalo(Model):
     def halo(self):
         return tuple(max(h - 1, 0) for h in super().halo)
 
-    def refine(self, haloed, *, channel=0):
+    def refine(self, haloed, *, channel=0, backend=CPU):
         missing = tuple(h - s for h, s in zip(super().halo, self.halo, strict=True))
         return exact(self).refine(mirror_pad(haloed, missing), channel=channel)
 
@@ -140,7 +163,7 @@ class ShortHalo(Model):
 class TileStatistics(Model):
     """Mutant: every tile is normalised by its own mean."""
 
-    def refine(self, haloed, *, channel=0):
+    def refine(self, haloed, *, channel=0, backend=CPU):
         own = haloed.mean()
         return exact(self).refine(haloed - own + 100, channel=channel) + own - 100
 
@@ -153,7 +176,7 @@ class PaddedConvolutions(Model):
     def halo(self):
         return (0, 0, 0)
 
-    def refine(self, haloed, *, channel=0):
+    def refine(self, haloed, *, channel=0, backend=CPU):
         model = exact(self)
         return model.refine(np.pad(haloed, [(h, h) for h in model.halo]), channel=channel)
 
@@ -270,7 +293,7 @@ def test_enhance_is_one_map_overlap_that_sees_one_block_shape(monkeypatch) -> No
     calls = []
     overlap = da.map_overlap
 
-    def watched(self, haloed, *, channel=0):
+    def watched(self, haloed, *, channel=0, backend=CPU):
         seen.add(haloed.shape)
         return refine(self, haloed, channel=channel)
 
