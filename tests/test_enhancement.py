@@ -371,6 +371,6 @@ def test_tiles_of_a_single_value_are_computed_once_and_to_the_bit_as_if_each_wer
     enhanced = enhance(volume, model, tile=tile).voxels.compute(scheduler="synchronous")
     constant = sum(int(v.min() == v.max()) for v in seen)
     assert (constant, len(seen)) == (1, 4 * 4 + 1)  # of the nine tiles along x, four see anything but sevens
-    monkeypatch.setattr(enhancement, "_refined", lambda model, coarse, channel: refine(model, coarse, channel=channel))
+    monkeypatch.setattr(enhancement, "_refined", lambda model, coarse, channel, backend: refine(model, coarse))
     each = enhance(volume, model, tile=tile).voxels.compute(scheduler="synchronous")
     np.testing.assert_array_equal(enhanced, each)
