@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "svision_dask"
 
 LAYERS = (
     {"backend", "errors", "degradation", "geometry", "architecture", "workload", "plan"},
-    {"network", "resample", "stage", "volume", "noise", "noise_estimate", "neurites", "arguments"},
+    {"network", "resample", "stage", "volume", "noise", "noise_estimate", "neurites", "arguments"}
+    | {"locations", "remote_store"},
     {"model", "omezarr", "omezarr_metadata", "omezarr_write", "tiff", "tiff_metadata", "tiff_planes", "formats"}
     | {"baselines", "ledger", "metrics", "output", "pairs", "psf", "pyramid", "sample", "simulate"},
     {"axial", "drift", "enhancement", "exam", "fitting", "self_check", "zoom"},
@@ -55,6 +56,7 @@ WITHIN_LAYER = {
     ("plan", "geometry"),
     ("plan", "workload"),
     ("regions", "preflight"),
+    ("remote_store", "locations"),
     ("sample", "model"),
     ("stage", "network"),
     ("stage", "resample"),
@@ -91,6 +93,7 @@ LIBRARIES = {
     "given": {"click", "distributed"},
     "image": {"distributed", "numpy"},
     "ledger": {"filelock", "numpy"},
+    "locations": {"aiohttp", "fsspec"},
     "metrics": {"numpy", "skimage"},
     "model": {"numpy", "safetensors", "torch"},
     "network": {"torch"},
@@ -109,6 +112,7 @@ LIBRARIES = {
     "psf": {"numpy", "scipy", "tifffile"},
     "pyramid": {"numpy"},
     "regions": {"cloudpickle", "dask", "distributed", "numpy", "torch", "zarr"},
+    "remote_store": {"zarr"},
     "resample": {"numpy", "torch"},
     "sample": {"numpy"},
     "self_check": {"numpy", "torch"},
