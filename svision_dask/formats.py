@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -23,7 +22,7 @@ _SAME_SPACING = 1e-6
 
 
 def open_volume(
-    path: str | Path,
+    path: str | Location,
     *,
     level: int = 0,
     series: int = 0,

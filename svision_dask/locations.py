@@ -176,6 +176,7 @@ def located(place: str | Path | Remote) -> Location:
 
 
 _CREDENTIALS = "Credentials come from the environment or the configuration files of each process."
+_ANONYMOUS = " For a public bucket, set FSSPEC_S3_ANON=true."
 
 
 def _has_plain_host(rest: str) -> bool:
@@ -292,7 +293,9 @@ def _plain(error: Exception, url: str) -> OSError:
     if isinstance(error, FileNotFoundError) or status == 404:
         return FileNotFoundError(errno.ENOENT, "not there", url)
     if isinstance(error, PermissionError) or status in (401, 403) or "NoCredentialsError" in kinds:
-        return PermissionError(errno.EACCES, f"{url}: access is refused. {_CREDENTIALS}")
+        return PermissionError(
+            errno.EACCES, f"{url}: access is refused. {_CREDENTIALS}{_ANONYMOUS if url.startswith('s3') else ''}"
+        )
     if status == 416:
         return OSError(errno.ERANGE, f"{url}: it has no such bytes")
     if status in BUSY:

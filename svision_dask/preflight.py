@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from svision_dask.backend import Device, gpu_memory, share_of_gpu
 from svision_dask.errors import ClusterError, SvisionError, one_line
+from svision_dask.locations import Location, located
 from svision_dask.plan import Wishes
 from svision_dask.volume import Volume
 
@@ -92,7 +93,7 @@ def inspect_workers(
     client: Client,
     *,
     volume: Volume | None = None,
-    output: str | Path | None = None,
+    output: str | Location | None = None,
     device: Device | None = None,
 ) -> Crew:
     """Ask every worker for its versions, memory and GPU, and have it read the input and write beside the output.
@@ -158,15 +159,21 @@ def check_workers(client: Client, **wanted: Any) -> Crew:
 
 
 def _tried(
-    client: Client, workers: Sequence[Worker], volume: Volume | None, output: str | Path | None, device: Device | None
+    client: Client,
+    workers: Sequence[Worker],
+    volume: Volume | None,
+    output: str | Location | None,
+    device: Device | None,
 ) -> list[Worker]:
     """Let workers read and write, and add what came of it."""
-    token = None
+    token: Location | None = None
     if output is not None:
-        folder = Path(output).absolute().parent
-        folder.mkdir(parents=True, exist_ok=True)
-        token = folder / f".svision-{uuid.uuid4().hex}.probe"
-        token.write_text(token.name, encoding="utf-8")
+        target = located(output).absolute()
+        if isinstance(target, Path):
+            target = target.parent
+            target.mkdir(parents=True, exist_ok=True)
+        token = target / f".svision-{uuid.uuid4().hex}.probe"
+        token.write_bytes(token.name.encode())
     try:
         found = client.run(_try, volume, str(token) if token else None, on_error="return")
     finally:
@@ -193,16 +200,16 @@ def _try(volume: Volume | None, token: str | None) -> tuple[list[str], int]:
         except (SvisionError, OSError, ValueError, RuntimeError) as error:
             problems.append(f"cannot read the input: {one_line(error)}")
     if token is not None:
-        problems += _write_problems(Path(token))
+        problems += _write_problems(located(token))
     return problems, max(gpu_memory(), default=0)
 
 
-def _write_problems(token: Path) -> Iterator[str]:
+def _write_problems(token: Location) -> Iterator[str]:
     """See whether the folder of ``token`` is the one in which the client made it, and can be written."""
-    if not token.exists():
+    if not token.is_file():
         yield f"does not see {token.parent}, where the output is made. Mount it, or choose a shared folder"
         return
-    own = token.with_name(f"{token.name}.{uuid.uuid4().hex}")
+    own = token.parent / f"{token.name}.{uuid.uuid4().hex}"
     try:
         own.write_bytes(b"svision-dask")
         own.unlink()

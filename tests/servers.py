@@ -83,7 +83,7 @@ class Handler(RequestHandler):
         self.clear_header("Content-Type")
         for name, value in headers.items():
             self.add_header(name, value)
-        self.finish(body if self.request.method != "HEAD" else None)
+        self.finish(body if body and self.request.method != "HEAD" else None)
 
     get = head = put = post = delete = _any
 
@@ -117,13 +117,16 @@ def _of_server(url: str) -> Callable:
             HTTPRequest(
                 url + request.uri,
                 method=request.method,
-                headers=request.headers,
+                # For a POST that does not say, tornado would say it is a form.
+                headers={"Content-Type": "application/octet-stream", **request.headers},
                 body=request.body if request.method in ("PUT", "POST") else None,
                 decompress_response=False,
             ),
             raise_error=False,
         )
-        kept = {k: v for k, v in got.headers.get_all() if k not in ("Transfer-Encoding", "Connection", "Date", "Server")}
+        own = ["Transfer-Encoding", "Connection", "Date", "Server"]
+        own += ["Content-Length"] if request.method != "HEAD" else []
+        kept = {name: value for name, value in got.headers.get_all() if name not in own}
         return got.code, kept, got.body
 
     return answer
