@@ -26,7 +26,7 @@ from svision_dask.pipeline import copy_to_zarr, enhance_to_zarr, plan_volume
 from svision_dask.plan import Wishes
 from svision_dask.regions import CopyTask
 from svision_dask.verification import reopen, verify
-from tests.commands import textured, write_tiff
+from tests.commands import finish, run, start, textured, write_tiff
 from tests.models import tiny
 from tests.servers import serve_before, serve_folder, serve_s3
 
@@ -412,3 +412,26 @@ def test_no_secret_is_in_a_task_a_plan_a_store_a_receipt_or_a_line(bucket, clien
     assert len(seen) > 20
     for text in seen:
         assert CANARY.encode() not in (text if isinstance(text, bytes) else text.encode())
+
+
+def test_a_command_reads_trains_stops_and_goes_on_between_urls(bucket, http, client) -> None:
+    _, faults = bucket
+    source, output = f"{http[0]}/shards.ome.zarr", "s3://bucket/by-command.ome.zarr"
+    at = ("--scheduler", client.scheduler.address)
+    layout = ("--chunks", "24,40,40", "--shards", "24,40,40")
+    command = ("enhance", source, output, "--factor", "1,2,2", "--steps", "5", "--halo", "0.01", *layout, *at)
+    assert "24×40×40" in run("info", source).stdout
+    faults.give("403", "by-command.ome.zarr/0/c/0/1/1")
+    stopped = finish(start(*command))
+    assert stopped.exit_code == 3
+    assert "access is refused" in stopped.error
+    faults.clear()
+    done = run(*command)
+    assert done.exit_code == 0, done.stderr
+    assert "resume   with" in done.stderr
+    assert done.stdout.strip() == output
+    made = {request for request in faults.requests if request.startswith("PUT ") and "command.ome.zarr/0/c/" in request}
+    assert made == {"PUT /bucket/by-command.ome.zarr/0/c/0/1/1"}
+    assert "all as they were written" in run("verify", output, *at).stdout
+    assert "exists: a finished output" in run(*command).error
+    assert CANARY not in "".join([stopped.stderr, stopped.stdout, done.stderr, done.stdout])
