@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -258,7 +257,7 @@ def demo(folder: str, seed: int, overwrite: bool) -> None:
     from svision_dask.demo import run_demo
 
     with progress() as update:
-        result = run_demo(Path(folder), seed=seed, overwrite=overwrite, on_progress=update)
+        result = run_demo(folder, seed=seed, overwrite=overwrite, on_progress=update)
     click.echo(result.table())
     click.echo(str(result.figure))
 

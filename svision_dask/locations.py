@@ -175,6 +175,20 @@ def located(place: str | Path | Remote) -> Location:
     return Remote("/".join([f"{scheme.lower()}://{host}", *parts]))
 
 
+def local_path(place: str | Path, what: str) -> Path:
+    """Say where a file is that cannot be at a URL.
+
+    Raises
+    ------
+    UsageError
+        If it is at one.
+    """
+    found = located(place)
+    if isinstance(found, Remote):
+        raise UsageError(f"{place}: {what} cannot be at a URL. Give a path of this machine.")
+    return found
+
+
 _CREDENTIALS = "Credentials come from the environment or the configuration files of each process."
 _ANONYMOUS = " For a public bucket, set FSSPEC_S3_ANON=true."
 

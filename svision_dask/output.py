@@ -10,7 +10,7 @@ from typing import Any
 
 from svision_dask.errors import ImageError, OutputError, UsageError
 from svision_dask.ledger import Record, read_record
-from svision_dask.locations import WRITABLE, Location, Remote, located
+from svision_dask.locations import WRITABLE, Location, Remote, local_path, located
 from svision_dask.omezarr import describe_omezarr, is_omezarr, read_provenance
 from svision_dask.omezarr_write import mark_incomplete
 from svision_dask.remote_store import METADATA_FILES
@@ -48,7 +48,7 @@ def check_new_file(path: str | Path) -> None:
     OutputError
         If it exists, its folder does not, or it cannot be written there.
     """
-    target = Path(path).absolute()
+    target = local_path(path, "a new file").absolute()
     if os.path.lexists(target):
         raise OutputError(f"{path} exists; a model file is never replaced. Choose another name.")
     if not target.parent.is_dir():

@@ -139,6 +139,21 @@ def test_a_url_that_is_no_place_of_an_image_is_refused(text) -> None:
         located(text)
 
 
+def test_what_cannot_be_at_a_url_is_refused_without_a_secret(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in (
+        ("train", "in.tif", "-o", f"s3://key:{CANARY}@bucket/model"),
+        ("enhance", "in.tif", "out.zarr", "-m", f"https://me:{CANARY}@host/model"),
+        ("enhance", "in.tif", f"s3://key:{CANARY}@bucket/out.zarr"),
+        ("demo", "s3://bucket/demo"),
+    ):
+        write_tiff(tmp_path / "in.tif", textured((8, 16, 16)))
+        refused = run(*command)
+        assert refused.exit_code == 2
+        assert CANARY not in refused.error
+    assert [file.name for file in tmp_path.iterdir()] == ["in.tif"]
+
+
 # ---------------------------------------------------------------- reading from a web server
 
 
