@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
 
-import pytest
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
@@ -168,11 +167,12 @@ def serve_before(url: str):
 
 
 @contextmanager
-def serve_s3() -> Iterator[str]:
-    """Start moto's S3 server, which lives in an environment of its own."""
+def serve_s3() -> Iterator[str | None]:
+    """Start moto's S3 server, which lives in an environment of its own; None where there is none."""
     program = os.environ.get("SVISION_MOTO") or shutil.which("moto_server")
     if not program:
-        pytest.skip("no moto_server; set SVISION_MOTO")
+        yield None
+        return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
