@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -63,10 +62,10 @@ def main(verbose: int) -> None:
 @as_json
 def info(source: str, as_json: bool, **given: Any) -> None:
     """Say what INPUT is: axes, spacing, chunks, shards, levels."""
-    from svision_dask.omezarr import describe_omezarr
+    from svision_dask.omezarr import describe_omezarr, is_omezarr
 
     volume = open_given(source, given)
-    described = describe_omezarr(source) if Path(source).is_dir() else None
+    described = describe_omezarr(source) if is_omezarr(source) else None
     _print_json(image_facts(volume, described)) if as_json else _print(image_lines(volume, described))
 
 
@@ -258,7 +257,7 @@ def demo(folder: str, seed: int, overwrite: bool) -> None:
     from svision_dask.demo import run_demo
 
     with progress() as update:
-        result = run_demo(Path(folder), seed=seed, overwrite=overwrite, on_progress=update)
+        result = run_demo(folder, seed=seed, overwrite=overwrite, on_progress=update)
     click.echo(result.table())
     click.echo(str(result.figure))
 

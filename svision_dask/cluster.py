@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from svision_dask.backend import gpu_memory, share_of_gpu
 from svision_dask.errors import ClusterError
+from svision_dask.locations import Location, located
 from svision_dask.plan import Machine, Wishes
 from svision_dask.workload import GPU_SEATS
 
@@ -29,7 +30,7 @@ SHARE_OF_FREE_MEMORY = 0.8
 """What workers may plan with, of the memory that is free now; the client and the page cache need the rest."""
 
 
-def this_machine(output: str | Path | None = None, *, gpus: bool = False) -> Machine:
+def this_machine(output: str | Location | None = None, *, gpus: bool = False) -> Machine:
     """Cores, free memory (cgroup limits count) and, if asked for, GPUs of this process, and free disk at ``output``."""
     import psutil
     from dask.system import CPU_COUNT
@@ -37,8 +38,8 @@ def this_machine(output: str | Path | None = None, *, gpus: bool = False) -> Mac
 
     free = min(MEMORY_LIMIT, psutil.virtual_memory().available)
     disk = None
-    if output is not None:
-        folder = Path(output).absolute()
+    folder = located(output).absolute() if output is not None else None
+    if isinstance(folder, Path):
         while not folder.exists():
             folder = folder.parent
         disk = shutil.disk_usage(folder).free

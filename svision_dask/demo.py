@@ -18,6 +18,7 @@ from svision_dask.errors import OutputError
 from svision_dask.figure import Panel, draw_comparison, informative_place
 from svision_dask.formats import open_volume
 from svision_dask.geometry import Grid, Shape
+from svision_dask.locations import local_path
 from svision_dask.metrics import psnr, ssim
 from svision_dask.simulate import Phantom, as_volume
 
@@ -144,7 +145,7 @@ def run_demo(
     started = time.monotonic()
     phantom = Phantom(shape=shape, seed=seed)
     measurement = as_volume(phantom, "measured", factor=FACTOR)
-    folder = _prepared(Path(folder).absolute(), overwrite=overwrite)
+    folder = _prepared(local_path(folder, "the demonstration").absolute(), overwrite=overwrite)
     report = on_progress or _nobody
     report("simulate", 0, 1, "")
     truth = phantom.truth(tuple(slice(0, n) for n in shape))

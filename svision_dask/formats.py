@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from svision_dask.errors import ImageError, UsageError
 from svision_dask.geometry import Grid, Shape, Vector
+from svision_dask.locations import Location, Remote, located
 from svision_dask.tiff import Spacing, is_tiff, open_tiff
 from svision_dask.volume import Box, Missing, Source, Volume, native, split_box
 
@@ -22,7 +22,7 @@ _SAME_SPACING = 1e-6
 
 
 def open_volume(
-    path: str | Path,
+    path: str | Location,
     *,
     level: int = 0,
     series: int = 0,
@@ -36,7 +36,7 @@ def open_volume(
     Parameters
     ----------
     path
-        OME-Zarr folder, or TIFF file.
+        OME-Zarr folder, or its URL (s3, gs, https), or TIFF file.
     level
         Level of the OME-Zarr pyramid; 0 is the finest.
     series
@@ -53,9 +53,12 @@ def open_volume(
     UsageError
         If an option is not for this format.
     """
-    path = Path(path)
-    if path.is_dir():
-        _refuse(path, "an OME-Zarr, which says this itself", axes=axes, spacing=spacing, unit=unit)
+    return _open(located(path), level, series, missing, axes=axes, spacing=spacing, unit=unit)
+
+
+def _open(path: Location, level: int, series: int, missing: Missing, **given: Any) -> Volume:
+    if isinstance(path, Remote) or path.is_dir():
+        _refuse(path, "an OME-Zarr, which says this itself", **given)
         _refuse(path, "an OME-Zarr, which has no series", series=series or None)
         return replace(_open_folder(path, level, missing), paths=(str(path),))
     if not path.exists():
@@ -63,18 +66,18 @@ def open_volume(
     if not is_tiff(path):
         raise ImageError(f"{path} is neither OME-Zarr nor TIFF; give {READABLE}.")
     _refuse(path, "a TIFF, of which only level 0 is read", level=level or None)
-    return replace(open_tiff(path, series=series, axes=axes, spacing=spacing, unit=unit), paths=(str(path),))
+    return replace(open_tiff(path, series=series, **given), paths=(str(path),))
 
 
-def _open_folder(path: Path, level: int, missing: Missing) -> Volume:
+def _open_folder(path: Location, level: int, missing: Missing) -> Volume:
     from svision_dask.omezarr import is_omezarr, open_omezarr
 
-    if not is_omezarr(path):
+    if not isinstance(path, Remote) and not is_omezarr(path):
         raise ImageError(f"{path} is a folder without zarr metadata; give {READABLE}.")
     return open_omezarr(path, level=level, missing=missing)
 
 
-def _refuse(path: Path, reason: str, **options: object) -> None:
+def _refuse(path: Location, reason: str, **options: object) -> None:
     given = [f"--{name}" for name, value in options.items() if value is not None]
     if given:
         raise UsageError(f"{path} is {reason}: leave out {' and '.join(given)}.")

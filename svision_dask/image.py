@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +14,10 @@ from svision_dask.cluster import own_or
 from svision_dask.errors import OutputError
 from svision_dask.geometry import Grid, Regions
 from svision_dask.ledger import UNDONE, Ledger, Receipt, Record, claim, first_difference
+from svision_dask.locations import Location, Remote
 from svision_dask.omezarr import StoredArray
-from svision_dask.omezarr_write import create_store, open_level, publish, storage_shapes, store_checksums
+from svision_dask.omezarr_checksums import store_checksums
+from svision_dask.omezarr_write import add_levels, create_store, open_level, publish, storage_shapes
 from svision_dask.output import begun_record, remove_existing
 from svision_dask.plan import Plan, Wishes
 from svision_dask.pyramid import halving, pyramid_grids
@@ -69,7 +70,7 @@ class Job:
     """What is to be made, of what, and where."""
 
     volume: Volume
-    output: Path
+    output: Location
     plan: Plan
     task: EnhanceTask | CopyTask
     """Makes regions of level 0."""
@@ -93,7 +94,7 @@ class Job:
         }
 
 
-def as_recorded(output: str | Path, wishes: Wishes | None) -> Wishes:
+def as_recorded(output: str | Location, wishes: Wishes | None) -> Wishes:
     """Wish for what an unfinished output was begun with: its tiles must not depend on the memory that is free now."""
     wishes, record = wishes or Wishes(), begun_record(output)
     if record is None or record.get("version") != wishes.version:
@@ -182,27 +183,21 @@ def _begun(
     ledger: Ledger, job: Job, levels: Sequence[Grid], cuts: Sequence[Regions], *, overwrite: bool
 ) -> Iterator[Receipt]:
     """Create the store, or give the receipts of one that was begun."""
-    counts, known = [len(regions) for regions in cuts], begun_record(job.output)
+    counts, known, plan = [len(regions) for regions in cuts], begun_record(job.output), job.plan
+    stored: Any = {"version": plan.version, "dtype": plan.dtype, "chunks": plan.chunk, "shards": plan.shard}
     if overwrite or known is None:
         if overwrite:
             remove_existing(job.output)
         ledger.begin(job.record, counts)
-        plan = job.plan
-        create_store(
-            job.output,
-            levels,
-            dtype=plan.dtype,
-            chunks=plan.chunk,
-            shards=plan.shard,
-            version=plan.version,
-            attributes={**job.about, "run": ledger.run},
-        )
+        create_store(job.output, levels, attributes={**job.about, "run": ledger.run}, **stored)
         return
     if not job.volume.identity:
         raise OutputError(f"{job.output} is unfinished, and whether its input was this one cannot be told. {_ANEW}")
     difference = first_difference(job.record, known)
     if difference:
         raise OutputError(f"{job.output} is unfinished, and its {difference}. {_ANEW}")
+    if isinstance(job.output, Remote):
+        add_levels(job.output, levels, **stored)
     arrays = [StoredArray(open_level(job.output, level)) for level in range(len(levels))]
     for receipt in ledger.resume(counts):
         if arrays[receipt.level].absent(cuts[receipt.level].at(receipt.index).box):
@@ -268,7 +263,7 @@ class _Tally:
 
 
 def _windows(
-    output: str | Path, levels: Sequence[Grid], limits: dict[int, tuple[float, float]]
+    output: str | Location, levels: Sequence[Grid], limits: dict[int, tuple[float, float]]
 ) -> list[tuple[float, float, float, float]]:
     """Per channel: lowest and highest voxel, and percentiles to show, of the first time point's coarsest level."""
     axes = levels[0].axes

@@ -3,6 +3,10 @@
 A hidden folder next to the output holds the lock, the record of what is being made, and one line per region. A line is
 written after its region was read back, so that what is lost in a crash is at most the receipts of regions that are
 written, and made once more.
+
+That of an output at a URL is in a folder of the user instead (`locations.state_folder`): only who sees that folder can
+go on, and the lock keeps out other runs of this machine only. Tasks of a run elsewhere notice, before they write, that
+the store is not theirs any more.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from glob import escape
 from pathlib import Path
@@ -25,6 +29,7 @@ from filelock import FileLock, Timeout
 
 from svision_dask.errors import OutputError
 from svision_dask.geometry import Region, Regions, Shape
+from svision_dask.locations import Location, Remote, located, state_folder
 
 Record = Mapping[str, Any]
 """What is being made, as JSON values: whatever would change a voxel of the output is in it."""
@@ -113,7 +118,7 @@ class Ledger:
         return (regions.at(int(index)) for index in np.flatnonzero(self.checksums[level] == UNDONE))
 
 
-def read_record(output: str | Path) -> Record | None:
+def read_record(output: str | Location) -> Record | None:
     """Read what an unfinished output was to become; None where there is none."""
     try:
         kept = json.loads((_folder(output) / RECORD).read_text(encoding="utf-8"))
@@ -124,7 +129,7 @@ def read_record(output: str | Path) -> Record | None:
 
 
 @contextmanager
-def claim(output: str | Path, *, keep: bool = False) -> Iterator[Ledger]:
+def claim(output: str | Location, *, keep: bool = False) -> Iterator[Ledger]:
     """Lock an output, sweep what killed runs left next to it, and forget the ledger if it ends well.
 
     Parameters
@@ -154,12 +159,22 @@ def claim(output: str | Path, *, keep: bool = False) -> Iterator[Ledger]:
     finally:
         if not (folder / RECORD).exists():  # nothing to go on with
             shutil.rmtree(folder, ignore_errors=True)
+            _remove_empty(folder.parent, output)
         lock.release()
 
 
-def sweep(output: str | Path) -> None:
+def _remove_empty(folder: Path, output: str | Location) -> None:
+    """Leave nothing of an output at a URL but its model, if there is one."""
+    if isinstance(located(output), Remote):
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def sweep(output: str | Location) -> None:
     """Remove what killed runs left: folders half made or half deleted, and shards half written."""
-    target = Path(output).absolute()
+    target = located(output).absolute()
+    if isinstance(target, Remote):
+        return  # what is written there appears as a whole
     for end in DRAFTS:
         for folder in target.parent.glob(f".{escape(target.name)}.*{end}"):
             if re.fullmatch(r"[0-9a-f]{32}", folder.name[len(target.name) + 2 : -len(end)]):
@@ -176,8 +191,10 @@ def first_difference(ours: Record, theirs: Record) -> str | None:
     return None
 
 
-def _folder(output: str | Path) -> Path:
-    target = Path(output).absolute()
+def _folder(output: str | Location) -> Path:
+    target = located(output).absolute()
+    if isinstance(target, Remote):
+        return state_folder(target) / "ledger"
     return target.with_name(f".{target.name}.svision")
 
 

@@ -21,6 +21,7 @@ from svision_dask.architecture import Architecture
 from svision_dask.backend import CPU, Backend, compute_exactly
 from svision_dask.errors import ModelError, OutputError, UsageError
 from svision_dask.geometry import Shape
+from svision_dask.locations import local_path
 from svision_dask.stage import Stage, trim
 
 FORMAT = 3
@@ -181,7 +182,7 @@ def load_model(path: str | Path) -> Model:
     ModelError
         If the file is missing, is not a model, is damaged, or was made by a newer version.
     """
-    path = Path(path)
+    path = local_path(path, "a model")
     if not path.is_file():
         raise ModelError(f"{path}: no such model file. Make one with svision-dask train.")
     if path.stat().st_size > MAX_BYTES:

@@ -18,7 +18,9 @@ import zarr
 
 from svision_dask.errors import ImageError
 from svision_dask.geometry import Grid, Shape
+from svision_dask.locations import Location, Remote, located
 from svision_dask.omezarr_metadata import Metadata, first_problem, is_omezarr, read_metadata, read_provenance
+from svision_dask.remote_store import METADATA_FILES, MissingChunkError, RemoteStore, folder_of, store_at
 from svision_dask.volume import Missing, Volume, split_box
 
 __all__ = [
@@ -34,7 +36,6 @@ __all__ = [
 VOXEL_TYPES = {"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"}
 CHUNK_BYTES = 2**31
 """Codecs count the bytes of a chunk in 32 bits with a sign."""
-METADATA_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 CHUNKS_PER_AXIS = 10**6
 """A few bytes of metadata can declare any number of chunks, and dask lists those along each axis."""
 
@@ -94,13 +95,22 @@ class StoredArray:
         ImageError
             If a chunk, or a shard, is not there.
         """
-        if self.missing == "error" and (keys := self.absent(box)):
+        # A store at a URL says itself what is not there, as it is read.
+        remote = isinstance(self.array.store_path.store, RemoteStore)
+        if self.missing == "error" and not remote and (keys := self.absent(box)):
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise ImageError(
-                f"{self.array.store_path}: chunk {keys[0]}{more} is missing. Is the copy complete? "
-                "If whoever wrote it left out empty chunks, use --missing empty."
-            )
-        return self.array[box]
+            raise self._is_missing(f"{keys[0]}{more}")
+        try:
+            return self.array[box]
+        except MissingChunkError as error:
+            raise self._is_missing(error.key) from error
+
+    def _is_missing(self, keys: str) -> ImageError:
+        where = self.array.store_path if isinstance(folder_of(self.array), Path) else folder_of(self.array)
+        return ImageError(
+            f"{where}: chunk {keys} is missing. Is the copy complete? "
+            "If whoever wrote it left out empty chunks, use --missing empty."
+        )
 
     def absent(self, box: Any) -> list[str]:
         """List the keys of the chunks, or shards, that ``box`` touches and that are not there."""
@@ -108,8 +118,12 @@ class StoredArray:
         ranges, _ = split_box(box, self.shape)
         touched = (range(a // u, -(-b // u)) for (a, b), u in zip(ranges, unit, strict=True))
         keys = (self.array.metadata.encode_chunk_key(place) for place in product(*touched))
-        folder = Path(self.array.store_path.store.root, self.array.path)  # type: ignore[attr-defined]
-        return [key for key in keys if not _has_content(folder / key)]
+        folder = folder_of(self.array)
+        return (
+            folder.absent(keys)
+            if isinstance(folder, Remote)
+            else [key for key in keys if not _has_content(folder / key)]
+        )
 
 
 def _has_content(file: Path) -> bool:
@@ -120,13 +134,13 @@ def _has_content(file: Path) -> bool:
         return False
 
 
-def open_omezarr(path: str | Path, *, level: int = 0, missing: Missing = "error") -> Volume:
+def open_omezarr(path: str | Location, *, level: int = 0, missing: Missing = "error") -> Volume:
     """Open one level of an OME-Zarr image without reading voxels.
 
     Parameters
     ----------
     path
-        Folder with the multiscales metadata, OME-Zarr 0.4 or 0.5.
+        Folder or URL with the multiscales metadata, OME-Zarr 0.4 or 0.5.
     level
         Which level of the pyramid; 0 is the finest.
     missing
@@ -143,8 +157,8 @@ def open_omezarr(path: str | Path, *, level: int = 0, missing: Missing = "error"
     ImageError
         If the metadata are missing, damaged or contradictory, or the level or its array does not exist.
     """
-    metadata = read_metadata(Path(path))
-    array, found = _read_level(metadata, level)
+    metadata = read_metadata(located(path))
+    array, found = _read_level(metadata, level, missing)
     return Volume.from_source(
         StoredArray(array, missing),
         found.grid,
@@ -155,7 +169,7 @@ def open_omezarr(path: str | Path, *, level: int = 0, missing: Missing = "error"
     )
 
 
-def describe_omezarr(path: str | Path) -> ImageInfo:
+def describe_omezarr(path: str | Location) -> ImageInfo:
     """Describe an OME-Zarr image and all its levels from metadata only.
 
     Raises
@@ -163,7 +177,7 @@ def describe_omezarr(path: str | Path) -> ImageInfo:
     ImageError
         As `open_omezarr`, for any of the levels.
     """
-    metadata = read_metadata(Path(path))
+    metadata = read_metadata(located(path))
     levels = tuple(_read_level(metadata, i)[1] for i in range(len(metadata.datasets)))
     return ImageInfo(
         version="0.5" if metadata.zarr_format == 3 else "0.4",
@@ -174,7 +188,7 @@ def describe_omezarr(path: str | Path) -> ImageInfo:
     )
 
 
-def list_levels(path: str | Path) -> list[Level]:
+def list_levels(path: str | Location) -> list[Level]:
     """Describe every level of an OME-Zarr image, finest first, from metadata only.
 
     Raises
@@ -185,16 +199,25 @@ def list_levels(path: str | Path) -> list[Level]:
     return list(describe_omezarr(path).levels)
 
 
-def _identity(*folders: Path) -> str:
+def _identity(*folders: Location) -> str:
     """Hash the metadata, and when they were written: nobody could read every voxel to tell whether one is another."""
     digest = hashlib.sha256()
     for file in (folder / name for folder in folders for name in METADATA_FILES):
-        if file.is_file():
+        if isinstance(file, Remote):
+            digest.update(_remote_identity(file))
+        elif file.is_file():
             digest.update(f"{file.name} {file.stat().st_mtime_ns} ".encode() + file.read_bytes())
     return digest.hexdigest()
 
 
-def _read_level(metadata: Metadata, level: int) -> tuple[zarr.Array[Any], Level]:
+def _remote_identity(file: Remote) -> bytes:
+    try:
+        return file.read_bytes() + f"{file.name} {file.stamp()} ".encode()
+    except (FileNotFoundError, PermissionError):  # a bucket that may not be listed forbids what it does not hold
+        return b""
+
+
+def _read_level(metadata: Metadata, level: int, missing: Missing = "error") -> tuple[zarr.Array[Any], Level]:
     """Open the array of one level, check it against the metadata, and describe it."""
     count = len(metadata.datasets)
     if not 0 <= level < count:
@@ -203,7 +226,7 @@ def _read_level(metadata: Metadata, level: int) -> tuple[zarr.Array[Any], Level]
         )
     dataset = metadata.datasets[level]
     where = f"{metadata.path}, level {level} ({dataset.path!r})"
-    array = _open_array(metadata, _folder_inside(metadata.path, dataset.path, where), where)
+    array = _open_array(metadata, _folder_inside(metadata.path, dataset.path, where), where, missing)
     _check_array(metadata, array, where)
     _check_storage(array, where)
     return array, Level(
@@ -222,7 +245,7 @@ def _read_level(metadata: Metadata, level: int) -> tuple[zarr.Array[Any], Level]
     )
 
 
-def _folder_inside(root: Path, path: str, where: str) -> Path:
+def _folder_inside(root: Location, path: str, where: str) -> Location:
     """Resolve the folder of an array, which must be inside the image's: metadata must not open other files."""
     if (
         not path
@@ -231,15 +254,19 @@ def _folder_inside(root: Path, path: str, where: str) -> Path:
         or any(s in path for s in ("\\", "://", "\0"))
     ):
         raise ImageError(f"{where}: the path of an array must lead down from the image. Repair the metadata.")
+    if isinstance(root, Remote):
+        return root / path
     folder = root.absolute() / path
     if not folder.resolve().is_relative_to(root.resolve()):
         raise ImageError(f"{where}: the array lies outside the image, behind a symbolic link. Copy it into the image.")
     return folder
 
 
-def _open_array(metadata: Metadata, folder: Path, where: str) -> zarr.Array[Any]:
+def _open_array(metadata: Metadata, folder: Location, where: str, missing: Missing) -> zarr.Array[Any]:
     try:
-        array = zarr.open_array(folder, mode="r", zarr_format=metadata.zarr_format)
+        array = zarr.open_array(
+            store_at(folder, complete=missing == "error"), mode="r", zarr_format=metadata.zarr_format
+        )
         _ = array.chunks, array.shards, array.compressors  # zarr raises only here for a grid that is not regular
     except FileNotFoundError as error:
         raise ImageError(f"{where}: there is no zarr v{metadata.zarr_format} array. Is the copy complete?") from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import zarr
@@ -19,6 +18,8 @@ from pydantic import ValidationError
 
 from svision_dask.errors import ImageError, UsageError
 from svision_dask.geometry import AXES, Vector, check_axes
+from svision_dask.locations import Location, Remote, located
+from svision_dask.remote_store import store_at
 
 PROVENANCE = "svision_dask"
 """The attribute of a group in which svision-dask says how the image was made, and whether it is finished."""
@@ -43,7 +44,7 @@ class Dataset:
 class Metadata:
     """What the group of an image says; nothing about its arrays is known yet."""
 
-    path: Path
+    path: Location
     zarr_format: Literal[2, 3]
     name: str
     axes: str
@@ -57,12 +58,12 @@ class Metadata:
     provenance: Attributes
 
 
-def is_omezarr(path: str | Path) -> bool:
+def is_omezarr(path: str | Location) -> bool:
     """Whether ``path`` is a zarr folder; cheap, and no promise that it holds an image."""
-    return any((Path(path) / name).is_file() for name in ("zarr.json", ".zattrs", ".zgroup"))
+    return any((located(path) / name).is_file() for name in ("zarr.json", ".zattrs", ".zgroup"))
 
 
-def read_metadata(path: Path) -> Metadata:
+def read_metadata(path: Location) -> Metadata:
     """Read and check the multiscales metadata of the group at ``path``.
 
     Raises
@@ -89,7 +90,7 @@ def read_metadata(path: Path) -> Metadata:
     )
 
 
-def read_provenance(path: str | Path) -> Attributes:
+def read_provenance(path: str | Location) -> Attributes:
     """Read what svision-dask wrote about a store, finished or not; empty if it is not one of ours.
 
     Raises
@@ -97,10 +98,10 @@ def read_provenance(path: str | Path) -> Attributes:
     ImageError
         If there is no zarr group at ``path``, or its metadata cannot be read.
     """
-    return _mapping(read_attributes(Path(path))[1].get(PROVENANCE))
+    return _mapping(read_attributes(located(path))[1].get(PROVENANCE))
 
 
-def read_attributes(path: Path) -> tuple[Literal[2, 3], Attributes]:
+def read_attributes(path: Location) -> tuple[Literal[2, 3], Attributes]:
     """Read the zarr format and the attributes of the group at ``path``.
 
     Raises
@@ -108,21 +109,44 @@ def read_attributes(path: Path) -> tuple[Literal[2, 3], Attributes]:
     ImageError
         If there is no zarr group, or its metadata cannot be read.
     """
-    if not path.exists():
-        raise ImageError(f"{path} does not exist. Give the folder of an OME-Zarr image.")
-    if (path / ".zarray").is_file():
-        raise ImageError(
-            f"{path} is a single zarr array. Give the OME-Zarr image that holds it, such as {path.parent}."
-        )
-    if not is_omezarr(path):
-        raise ImageError(f"{path} is not a zarr group: no zarr.json, .zgroup or .zattrs in it. Give an OME-Zarr image.")
-    zarr_format: Literal[2, 3] = 3 if (path / "zarr.json").is_file() else 2
+    try:
+        zarr_format = _zarr_format(path)
+    except OSError as error:  # of a server
+        raise ImageError(f"{path} cannot be read: {error.strerror}.") from error
     try:
         # A consolidated copy of the metadata may be older than the metadata.
-        group = zarr.open_group(path.absolute(), mode="r", zarr_format=zarr_format, use_consolidated=False)
+        group = zarr.open_group(store_at(path), mode="r", zarr_format=zarr_format, use_consolidated=False)
         return zarr_format, group.attrs.asdict()
     except Exception as error:  # damaged metadata make zarr raise nearly anything
         raise ImageError(f"{path}: the metadata of the zarr group cannot be read: {first_problem(error)}.") from error
+
+
+def _zarr_format(path: Location) -> Literal[2, 3]:
+    """Find out which zarr the group at ``path`` is of."""
+    if not isinstance(path, Remote) and not path.exists():
+        raise ImageError(f"{path} does not exist. Give the folder of an OME-Zarr image.")
+    version_3 = (path / "zarr.json").is_file()
+    if (not version_3 or not isinstance(path, Remote)) and (path / ".zarray").is_file():
+        raise ImageError(
+            f"{path} is a single zarr array. Give the OME-Zarr image that holds it, such as {path.parent}."
+        )
+    if not version_3 and not is_omezarr(path):
+        raise ImageError(
+            f"{path} is not a zarr group: {_nothing_at(path)}no zarr.json, .zgroup or .zattrs in it. "
+            "Give an OME-Zarr image."
+        )
+    return 3 if version_3 else 2
+
+
+def _nothing_at(path: Location) -> str:
+    """Say why there may be nothing to see, where a server has said so."""
+    try:
+        _ = isinstance(path, Remote) and (path / "zarr.json").read_bytes()
+    except PermissionError as error:
+        return f"{error.strerror} Or there is "
+    except FileNotFoundError:
+        pass
+    return ""
 
 
 def first_problem(error: Exception) -> str:
@@ -133,7 +157,7 @@ def first_problem(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-def _parse_multiscale(path: Path, zarr_format: int, ome: Attributes) -> Multiscale:
+def _parse_multiscale(path: Location, zarr_format: int, ome: Attributes) -> Multiscale:
     """Validate the one multiscales entry with the published model of its version."""
     entries = ome.get("multiscales")
     if not isinstance(entries, list) or not entries:
@@ -163,7 +187,7 @@ def _with_types(axes: Any) -> Any:
     return [{"type": AXIS_TYPES.get(str(a.get("name")).lower()), **a} for a in axes]
 
 
-def _axes(path: Path, multiscale: Multiscale) -> str:
+def _axes(path: Location, multiscale: Multiscale) -> str:
     """Join the names of the axes, checked against tczyx and against their types."""
     names = [str(axis.name).lower() for axis in multiscale.axes]
     types = [axis.type for axis in multiscale.axes]
@@ -181,7 +205,7 @@ def _axes(path: Path, multiscale: Multiscale) -> str:
         ) from error
 
 
-def _datasets(path: Path, multiscale: Multiscale) -> tuple[Dataset, ...]:
+def _datasets(path: Location, multiscale: Multiscale) -> tuple[Dataset, ...]:
     """Place every level: by its own transformations, then by those of the whole pyramid."""
     ndim = len(multiscale.axes)
     outer = _scale_and_translation(path, multiscale.coordinateTransformations or (), ndim)
@@ -200,7 +224,7 @@ def _datasets(path: Path, multiscale: Multiscale) -> tuple[Dataset, ...]:
     return tuple(placed)
 
 
-def _scale_and_translation(path: Path, transformations: Sequence[Any], ndim: int) -> tuple[Vector, Vector]:
+def _scale_and_translation(path: Location, transformations: Sequence[Any], ndim: int) -> tuple[Vector, Vector]:
     """Take the vectors out of a validated (scale, translation), (scale,) or ()."""
     scale, translation = (1.0,) * ndim, (0.0,) * ndim
     for transformation in transformations:
@@ -222,7 +246,7 @@ def _labels(omero: Any) -> tuple[str, ...]:
     return tuple(strings) if len(strings) == len(labels) else ()
 
 
-def _name(path: Path, multiscale: Multiscale) -> str:
+def _name(path: Location, multiscale: Multiscale) -> str:
     """Name in the metadata, or else of the folder; some writers name an image after zarr's root group, "/"."""
     name = multiscale.name
     if isinstance(name, str) and name.strip("/ "):
@@ -230,7 +254,7 @@ def _name(path: Path, multiscale: Multiscale) -> str:
     return path.absolute().name.removesuffix(".zarr").removesuffix(".ome")
 
 
-def _why_no_image(path: Path, ome: Attributes) -> str:
+def _why_no_image(path: Location, ome: Attributes) -> str:
     """Say what a group without multiscales is, and where the images below it are if it is a container."""
     for kind, depth in CONTAINERS.items():
         if kind in ome:
@@ -239,9 +263,10 @@ def _why_no_image(path: Path, ome: Attributes) -> str:
     return f"{path} is a zarr group without multiscales metadata, so not an OME-Zarr 0.4 or 0.5 image. Give one."
 
 
-def _first_below(path: Path, depth: int) -> Path:
+def _first_below(path: Location, depth: int) -> Location:
     for _ in range(depth):
-        path = min((p for p in path.iterdir() if is_omezarr(p)), default=path / "0") if path.is_dir() else path / "0"
+        inside = path.iterdir() if not isinstance(path, Remote) and path.is_dir() else ()
+        path = min((p for p in inside if is_omezarr(p)), default=path / "0")
     return path
 
 

@@ -11,7 +11,6 @@ import shutil
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -25,14 +24,14 @@ from zarr.storage import MemoryStore
 
 from svision_dask.errors import OutputError, PlanError, UsageError
 from svision_dask.geometry import Grid, Shape
+from svision_dask.locations import Location, Remote, located
 from svision_dask.omezarr_metadata import AXIS_TYPES, PROVENANCE, first_problem
+from svision_dask.remote_store import store_at
 
 Version = Literal["0.4", "0.5"]
 Windows = Sequence[tuple[float, float, float, float]]
 """Display range per channel: the limits of the control (min, max), then what is shown (start, end)."""
 
-CHECKSUMS = f"{PROVENANCE}/crc32"
-"""Group of the checksums, an array per level."""
 ZSTD_LEVEL = 1
 """Four times as fast as level 3 on a volume of brain cells (630 against 160 MB/s per core), and 4 % larger."""
 SHARD_BYTES = 2**31
@@ -42,7 +41,7 @@ COLOURS = ("00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF")
 
 
 def create_store(
-    path: str | Path,
+    path: str | Location,
     levels: Sequence[Grid],
     *,
     dtype: npt.DTypeLike,
@@ -51,14 +50,16 @@ def create_store(
     version: Version = "0.5",
     attributes: Mapping[str, Any],
 ) -> None:
-    """Make the group and the empty arrays "0", "1", … of an image, all at once or not at all.
+    """Make the group and the empty arrays "0", "1", … of an image: in a folder, all at once or not at all.
+
+    At a URL, where nothing can be renamed, the group comes first; what a crash left is gone on with by `add_levels`.
 
     Chunks carry a checksum, and are stored even where they hold nothing but zeros, so that a missing one is a fault.
 
     Parameters
     ----------
     path
-        A folder that does not exist yet, or is empty.
+        A folder, or URL, that does not exist yet, or is empty.
     levels
         Grids of the pyramid, finest first.
     dtype
@@ -79,19 +80,23 @@ def create_store(
     OutputError
         If something is at ``path`` already, or it cannot be written.
     """
-    path = Path(path)
+    path = located(path)
     _check_storage(chunks, shards, np.dtype(dtype), levels[0], version)
     provenance = {**attributes, "state": "incomplete"}
     _check_json(provenance)
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    if path.exists() and (isinstance(path, Remote) or not (path.is_dir() and not any(path.iterdir()))):
         raise OutputError(f"{path} exists already. Choose another name, or remove it first.")
+    storage: Any = {"dtype": np.dtype(dtype), "chunks": chunks, "shards": shards}
+    if isinstance(path, Remote):
+        _create_group(path, version, provenance)
+        add_levels(path, levels, version=version, **storage)
+        return
     draft = path.absolute().with_name(f".{path.name}.{uuid.uuid4().hex}.creating")
     try:
         draft.parent.mkdir(parents=True, exist_ok=True)
         group = zarr.create_group(draft, zarr_format=_zarr_format(version), attributes={PROVENANCE: provenance})
         for number, grid in enumerate(levels):
-            fitted, whole = storage_shapes(grid.shape, chunks, shards)
-            _create_level(group, str(number), grid, dtype=np.dtype(dtype), chunks=fitted, shards=whole)
+            _create_level(group, str(number), grid, **storage)
         draft.rename(path.absolute())  # a crash leaves no store with half of its arrays
     except OSError as error:
         raise OutputError(
@@ -99,6 +104,55 @@ def create_store(
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def add_levels(
+    path: Remote,
+    levels: Sequence[Grid],
+    *,
+    version: Version,
+    dtype: npt.DTypeLike,
+    chunks: Shape,
+    shards: Shape | None,
+) -> None:
+    """Make those arrays of a store at a URL that are not there: `create_store` may have been stopped among them.
+
+    Raises
+    ------
+    OutputError
+        If the store is not ours, or cannot be written.
+    """
+    group, name = _open_ours(path, version), "zarr.json" if version == "0.5" else ".zarray"
+    try:
+        for number, grid in enumerate(levels):
+            if not (path / str(number) / name).is_file():
+                _create_level(group, str(number), grid, dtype=np.dtype(dtype), chunks=chunks, shards=shards)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {first_problem(error)}.") from error
+
+
+def mark_incomplete(path: Remote) -> None:
+    """Make whatever image is at a URL an unfinished one, which is no image, before it is deleted.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    _create_group(path, "0.5" if (path / "zarr.json").is_file() else "0.4", {"state": "incomplete"})
+
+
+def _create_group(path: Remote, version: Version, provenance: Mapping[str, Any]) -> None:
+    files: dict[str, dict[str, Any]] = {"zarr.json": {"zarr_format": 3, "node_type": "group"}}
+    if version == "0.4":
+        files = {".zattrs": {}, ".zgroup": {"zarr_format": 2}}
+    try:
+        for number, (name, content) in enumerate(files.items()):
+            attributes = {PROVENANCE: provenance}
+            whole = {**content, "attributes": attributes} if version == "0.5" else content if number else attributes
+            (path / name).write_bytes(json.dumps(whole).encode())
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {first_problem(error)}.") from error
 
 
 def storage_shapes(shape: Shape, chunks: Shape, shards: Shape | None) -> tuple[Shape, Shape | None]:
@@ -113,7 +167,7 @@ def storage_shapes(shape: Shape, chunks: Shape, shards: Shape | None) -> tuple[S
     return fitted, tuple(min(s, w) for s, w in zip(shards, whole, strict=True))
 
 
-def open_level(path: str | Path, level: int, mode: Literal["r", "r+"] = "r") -> zarr.Array[Any]:
+def open_level(path: str | Location, level: int, mode: Literal["r", "r+"] = "r") -> zarr.Array[Any]:
     """Open the array of one level of a store made by `create_store`; it pickles to a few kilobytes.
 
     Only arrays opened here write checksums in OME-Zarr 0.4, and chunks of zeros in any version.
@@ -124,7 +178,7 @@ def open_level(path: str | Path, level: int, mode: Literal["r", "r+"] = "r") -> 
         If there is no such array, or its metadata are damaged.
     """
     try:
-        array = zarr.open_array(Path(path).absolute() / str(level), mode=mode)
+        array = zarr.open_array(store_at(located(path) / str(level)), mode=mode)
     except Exception as error:  # damaged metadata make zarr raise nearly anything
         raise OutputError(
             f"{path}: level {level} cannot be opened: {first_problem(error)}. Make the output anew."
@@ -138,52 +192,8 @@ def open_level(path: str | Path, level: int, mode: Literal["r", "r+"] = "r") -> 
     return array.with_config({"write_empty_chunks": True})
 
 
-def store_checksums(path: str | Path, level: int, checksums: npt.NDArray[np.uint32], *, unit: Shape) -> None:
-    """Keep the checksums of all regions of a level in the store, so that it can be verified wherever it is copied.
-
-    Parameters
-    ----------
-    path
-        Of the store.
-    level
-        Of the pyramid.
-    checksums
-        CRC-32 of the voxels of every region, one axis per axis of the image.
-    unit
-        Voxels per region.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
-    """
-    try:
-        group = zarr.open_group(Path(path).absolute(), mode="r+", use_consolidated=False).require_group(CHECKSUMS)
-        array = group.create_array(str(level), data=checksums, attributes={"unit": list(unit)}, overwrite=True)
-        array.attrs["voxels"] = "CRC-32, as zlib's, of the voxels of each box of `unit`, in C order, little-endian"
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {first_problem(error)}. Run the command again.") from error
-
-
-def read_checksums(path: str | Path, level: int) -> tuple[npt.NDArray[np.uint32], Shape]:
-    """Read what `store_checksums` wrote, and the unit.
-
-    Raises
-    ------
-    OutputError
-        If there is nothing like it, or it is damaged.
-    """
-    try:
-        array = zarr.open_array(Path(path).absolute() / CHECKSUMS / str(level), mode="r")
-        unit = tuple(int(n) for n in array.attrs["unit"])  # type: ignore[union-attr, arg-type]
-        checksums = np.asarray(array[:], np.uint32)
-    except Exception as error:  # damaged metadata make zarr raise nearly anything
-        raise OutputError(f"{path}: no checksums of level {level} can be read: {first_problem(error)}.") from error
-    return checksums, unit
-
-
 def publish(
-    path: str | Path,
+    path: str | Location,
     levels: Sequence[Grid],
     *,
     name: str,
@@ -214,7 +224,7 @@ def publish(
     UsageError
         If the number of channel names or windows is not the number of channels, or ``attributes`` are not JSON.
     """
-    path = Path(path)
+    path = located(path)
     published = _written_by_ome_zarr(_multiscale(levels, name, version), version)
     if windows is not None:
         image = published["ome"] if version == "0.5" else published
@@ -230,7 +240,7 @@ def publish(
         raise OutputError(f"{path} cannot be written: {first_problem(error)}. Run the command again.") from error
 
 
-def unpublish(path: str | Path, *, run: str) -> None:
+def unpublish(path: str | Location, *, run: str) -> None:
     """Take back `publish`: what the store holds stays, but it is no image any more, and belongs to ``run``.
 
     Raises
@@ -239,7 +249,7 @@ def unpublish(path: str | Path, *, run: str) -> None:
         If it cannot be written.
     """
     try:
-        group = zarr.open_group(Path(path).absolute(), mode="r+", use_consolidated=False)
+        group = zarr.open_group(store_at(located(path)), mode="r+", use_consolidated=False)
         kept = {**dict(group.attrs[PROVENANCE]), "run": run, "state": "incomplete"}  # type: ignore[arg-type]
         group.attrs.put({PROVENANCE: kept})
     except OSError as error:
@@ -281,6 +291,7 @@ def _check_json(attributes: Mapping[str, Any]) -> None:
 def _create_level(
     group: zarr.Group, path: str, grid: Grid, *, dtype: np.dtype[Any], chunks: Shape, shards: Shape | None
 ) -> None:
+    chunks, shards = storage_shapes(grid.shape, chunks, shards)
     form: dict[str, Any]
     if group.metadata.zarr_format == 2:
         codec: dict[str, Any] = {"id": "zstd", "level": ZSTD_LEVEL}  # `open_level` adds the checksum
@@ -361,10 +372,10 @@ def _window(window: tuple[float, float, float, float]) -> Window:
     return Window(min=window[0], max=window[1], start=window[2], end=window[3])
 
 
-def _open_ours(path: Path, version: Version) -> zarr.Group:
+def _open_ours(path: Location, version: Version) -> zarr.Group:
     """Open the group of a store made by `create_store`, and nothing else."""
     try:
-        group = zarr.open_group(path.absolute(), mode="r+", zarr_format=_zarr_format(version), use_consolidated=False)
+        group = zarr.open_group(store_at(path), mode="r+", zarr_format=_zarr_format(version), use_consolidated=False)
     except Exception as error:  # damaged metadata make zarr raise nearly anything
         raise OutputError(
             f"{path}: no OME-Zarr {version} output of ours: {first_problem(error)}. Make the output anew."
@@ -374,7 +385,7 @@ def _open_ours(path: Path, version: Version) -> zarr.Group:
     return group
 
 
-def _check_levels(path: Path, levels: Sequence[Grid]) -> None:
+def _check_levels(path: Location, levels: Sequence[Grid]) -> None:
     for number, grid in enumerate(levels):
         shape = open_level(path, number).shape
         if shape != grid.shape:

@@ -21,6 +21,7 @@ from svision_dask.errors import UsageError
 from svision_dask.formats import open_volume
 from svision_dask.geometry import SPATIAL
 from svision_dask.image import Job, Made, RunProgress, as_recorded, make_image
+from svision_dask.locations import Location, Remote, located, state_folder
 from svision_dask.model import Model, load_model
 from svision_dask.output import check_output
 from svision_dask.plan import Machine, Plan, Wishes, plan_enhancement
@@ -53,7 +54,7 @@ def plan_volume(
     volume: Volume,
     design: Architecture,
     *,
-    output: str | Path | None = None,
+    output: str | Location | None = None,
     dtype: str = "same",
     wishes: Wishes | None = None,
     machine: Machine | None = None,
@@ -107,8 +108,8 @@ def plan_volume(
 
 
 def enhance_to_zarr(
-    source: Volume | str | Path,
-    output: str | Path,
+    source: Volume | str | Location,
+    output: str | Location,
     *,
     model: Model | str | Path,
     plan: Plan | None = None,
@@ -132,9 +133,9 @@ def enhance_to_zarr(
     source
         A volume, or the path of one. Workers read from its source; a volume without one travels to them.
     output
-        Folder to make.
+        Folder to make, or the URL of an object store (s3, gs).
     model
-        A model, which is then kept beside the output, or the path of one.
+        A model, which is then kept beside the output, or the path of one; for a URL, see `model_path_beside`.
     plan
         Made by ``plan_volume`` for this volume and model; by default, made here from ``dtype`` and ``wishes``.
     client
@@ -180,13 +181,14 @@ def enhance_to_zarr(
     if client is not None:
         check_workers(client, volume=volume, output=output, device=plan.backend.device)
     _check_plan(plan, volume, trained)
-    Path(output).absolute().parent.mkdir(parents=True, exist_ok=True)
-    path = Path(model) if isinstance(model, (str, Path)) else trained.save(model_path_beside(output, trained.digest))
+    kept = model_path_beside(output, trained.digest)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(model) if isinstance(model, (str, Path)) else trained.save(kept)
     task = EnhanceTask(
         volume=volume,
         model_path=str(path.absolute()),
         model_digest=trained.digest,
-        output=str(Path(output).absolute()),
+        output=str(located(output).absolute()),
         plan=plan,
         empty_below=empty_below,
     )
@@ -200,7 +202,7 @@ def enhance_to_zarr(
     }
     job = Job(
         volume=volume,
-        output=Path(output),
+        output=located(output),
         plan=plan,
         task=task,
         model=trained.digest,
@@ -232,15 +234,19 @@ def _check_plan(plan: Plan, volume: Volume, model: Model) -> None:
         raise UsageError(f"plan: made for another volume or model than {volume.name}. Make it with plan_volume.")
 
 
-def model_path_beside(output: str | Path, digest: str) -> Path:
-    """Where ``enhance_to_zarr`` keeps a model: named by its content, so that a file never changes under its name."""
-    name = Path(output).name.removesuffix(".zarr").removesuffix(".ome")
-    return Path(output).absolute().parent / f"{name}-{digest[:8]}.safetensors"
+def model_path_beside(output: str | Location, digest: str) -> Path:
+    """Where ``enhance_to_zarr`` keeps a model: named by its content, so that a file never changes under its name.
+
+    For an output at a URL it is in a folder of the user (`locations.state_folder`), which workers must see.
+    """
+    target = located(output).absolute()
+    folder = state_folder(target) if isinstance(target, Remote) else target.parent
+    return folder / f"{target.name.removesuffix('.zarr').removesuffix('.ome')}-{digest[:8]}.safetensors"
 
 
 def copy_to_zarr(
     volume: Volume,
-    output: str | Path,
+    output: str | Location,
     *,
     wishes: Wishes | None = None,
     client: Client | None = None,
@@ -272,7 +278,7 @@ def copy_to_zarr(
         wishes=replace(wishes, device="cpu", gpu_bytes=None),
     )
     about = {"package": f"svision-dask {version('svision-dask')}", "input": volume.name}
-    task = CopyTask(volume=volume, output=str(Path(output).absolute()))
-    job = Job(volume=volume, output=Path(output), plan=plan, task=task, model=None, about=about)
+    task = CopyTask(volume=volume, output=str(located(output).absolute()))
+    job = Job(volume=volume, output=located(output), plan=plan, task=task, model=None, about=about)
     make_image(job, client=client, overwrite=overwrite, on_progress=on_progress)
     return plan

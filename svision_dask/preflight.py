@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from svision_dask.backend import Device, own_gpu, share_of_gpu
 from svision_dask.errors import ClusterError, SvisionError, one_line
+from svision_dask.locations import Location, located
 from svision_dask.plan import Wishes
 from svision_dask.volume import Volume
 
@@ -100,7 +101,7 @@ def inspect_workers(
     client: Client,
     *,
     volume: Volume | None = None,
-    output: str | Path | None = None,
+    output: str | Location | None = None,
     device: Device | None = None,
 ) -> Crew:
     """Ask every worker for its versions, memory and GPU, and have it read the input and write beside the output.
@@ -198,15 +199,21 @@ def check_workers(client: Client, **wanted: Any) -> Crew:
 
 
 def _tried(
-    client: Client, workers: Sequence[Worker], volume: Volume | None, output: str | Path | None, device: Device | None
+    client: Client,
+    workers: Sequence[Worker],
+    volume: Volume | None,
+    output: str | Location | None,
+    device: Device | None,
 ) -> list[Worker]:
     """Let workers read and write, and add what came of it."""
-    token = None
+    token: Location | None = None
     if output is not None:
         # Where it is, if it is to be made itself: nothing is made before it is known that the work can be done.
-        folder = next(parent for parent in Path(output).absolute().parents if parent.is_dir())
-        token = folder / f".svision-{uuid.uuid4().hex}.probe"
-        token.write_text(token.name, encoding="utf-8")
+        target = located(output).absolute()
+        if isinstance(target, Path):
+            target = next(parent for parent in target.parents if parent.is_dir())
+        token = target / f".svision-{uuid.uuid4().hex}.probe"
+        token.write_bytes(token.name.encode())
     try:
         # A volume in memory travels with the work; there is nothing to try.
         there = volume if volume is not None and volume.source is not None else None
@@ -243,16 +250,16 @@ def _try(volume: Volume | None, token: str | None) -> tuple[list[str], tuple[str
         except (SvisionError, OSError, ValueError, RuntimeError) as error:
             problems.append(f"cannot read the input: {one_line(error)}")
     if token is not None:
-        problems += _write_problems(Path(token))
+        problems += _write_problems(located(token))
     return problems, own_gpu()
 
 
-def _write_problems(token: Path) -> Iterator[str]:
+def _write_problems(token: Location) -> Iterator[str]:
     """See whether the folder of ``token`` is the one in which the client made it, and can be written."""
-    if not token.exists():
+    if not token.is_file():
         yield f"does not see {token.parent}, where the output is made. Mount it, or choose a shared folder"
         return
-    own = token.with_name(f"{token.name}.{uuid.uuid4().hex}")
+    own = token.parent / f"{token.name}.{uuid.uuid4().hex}"
     try:
         own.write_bytes(b"svision-dask")
     except OSError as error:

@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import islice, product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import dask.array as da
@@ -30,6 +29,7 @@ from svision_dask.omezarr_write import open_level
 from svision_dask.plan import Plan, largest_tile
 from svision_dask.preflight import versions_here
 from svision_dask.pyramid import block_mean
+from svision_dask.remote_store import folder_of
 from svision_dask.volume import Volume, read_mirrored
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def _erase(array: zarr.Array[Any], region: Region) -> None:
     """Delete the shards of a region that is being made: what they hold is of no use."""
     unit = array.shards or array.chunks
     places = product(*(range(a // u, -(-b // u)) for a, b, u in zip(region.start, region.stop, unit, strict=True)))
-    folder = Path(array.store_path.store.root, array.path)  # type: ignore[attr-defined]
+    folder = folder_of(array)
     for place in places:
         (folder / array.metadata.encode_chunk_key(place)).unlink(missing_ok=True)
 

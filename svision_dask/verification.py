@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from svision_dask.cluster import here_or
 from svision_dask.errors import OutputError
 from svision_dask.geometry import Regions
 from svision_dask.ledger import UNDONE, Receipt, claim
+from svision_dask.locations import Location, located
 from svision_dask.omezarr import list_levels, open_omezarr, read_provenance
-from svision_dask.omezarr_write import read_checksums, unpublish
+from svision_dask.omezarr_checksums import read_checksums
+from svision_dask.omezarr_write import unpublish
 from svision_dask.regions import VerifyTask, run_regions
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Verification:
 
 
 def verify(
-    output: str | Path, *, client: Client | None = None, on_progress: Callable[[int, int], None] | None = None
+    output: str | Location, *, client: Client | None = None, on_progress: Callable[[int, int], None] | None = None
 ) -> Verification:
     """Read every region of an output, and compare it with the checksum that was taken when it was written.
 
@@ -52,7 +53,7 @@ def verify(
     OutputError
         If it was not made by svision-dask, or has no checksums.
     """
-    path = Path(output).absolute()
+    path = located(output).absolute()
     levels = list_levels(path)
     if not read_provenance(path):
         raise OutputError(f"{output} was not made by svision-dask, so nobody knows what it should hold.")
@@ -84,7 +85,7 @@ def verify(
     return Verification(regions=total, intact=tuple(intact), damaged=tuple(damaged))
 
 
-def reopen(output: str | Path, found: Verification) -> None:
+def reopen(output: str | Location, found: Verification) -> None:
     """Make a damaged output unfinished again: the command that made it goes on with what is damaged, and that only.
 
     Raises
