@@ -28,6 +28,8 @@ from svision_dask.preflight import PACKAGES, Crew, Worker, inspect_workers, vers
 from svision_dask.workload import GPU_SEATS
 from tests.commands import run, textured, write_tiff
 
+pytestmark = pytest.mark.faults
+
 ENHANCE = ("--steps", 3, "--tile", 16, "--shards", 32, "--chunks", 32)
 """With a tile of its own, the result does not depend on the memory that each cluster has."""
 

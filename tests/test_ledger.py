@@ -13,6 +13,8 @@ from svision_dask.errors import OutputError
 from svision_dask.geometry import Regions
 from svision_dask.ledger import UNDONE, Receipt, claim, first_difference, read_record
 
+pytestmark = pytest.mark.faults
+
 RECORD = {"input": "a", "tile": {"z": 4}}
 COUNTS = (6, 2)
 HEX = "0123456789abcdef" * 2

@@ -21,6 +21,8 @@ from svision_dask.regions import EnhanceTask
 from tests.commands import textured, write_tiff
 from tests.models import fast
 
+pytestmark = pytest.mark.faults
+
 TILE = {"z": 64, "y": 64, "x": 64}
 TOLERANCE = 1
 """Of integers, between tiles of different shapes."""

@@ -13,6 +13,8 @@ from svision_dask.omezarr_write import create_store, publish
 from svision_dask.output import check_new_file, check_output, remove_existing
 from tests.commands import tree
 
+pytestmark = pytest.mark.faults
+
 GRID = Grid(axes="yx", shape=(5, 7), spacing=(1.0, 1.0), origin=(0.0, 0.0), units=(None, None))
 
 

@@ -20,6 +20,8 @@ from svision_dask.ledger import Receipt
 from svision_dask.preflight import versions_here
 from svision_dask.regions import run_regions
 
+pytestmark = pytest.mark.faults
+
 REGIONS = Regions(shape=(12,), unit=(1,))
 BAD = 4
 

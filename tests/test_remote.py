@@ -31,6 +31,8 @@ from tests.commands import finish, run, start, textured, write_tiff
 from tests.models import tiny
 from tests.servers import serve_before, serve_folder, serve_s3
 
+pytestmark = pytest.mark.faults
+
 CANARY = "kanarienvogel-7231"
 SHAPE = (24, 40, 40)
 CHUNKED = Wishes(chunk={"z": 8, "y": 20, "x": 20}, version="0.4")

@@ -31,6 +31,8 @@ from tests.commands import finish, run, start, textured, write_tiff
 from tests.models import tiny
 from tests.test_enhancement import volume_of
 
+pytestmark = pytest.mark.faults
+
 SHAPE = (8, 24, 160)
 CUT = Wishes(chunk={"z": 8, "y": 16, "x": 16}, shard={"z": 8, "y": 16, "x": 64}, tile={"z": 4, "y": 8, "x": 32})
 REGIONS, COARSER = 2 * 3 * 5, 2 * 2 * 3

@@ -17,6 +17,8 @@ from svision_dask.plan import Machine
 from tests.commands import PROGRAM, Outcome, run, textured, tree, write_tiff
 from tests.models import fast, tiny
 
+pytestmark = pytest.mark.faults
+
 ADVICE = re.compile(r"\b(Use|Give|give|Choose|Leave|leave|Make|Name|Train|Fill|See|Remove|Convert|convert)\b")
 
 
