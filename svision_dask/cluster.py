@@ -96,6 +96,8 @@ def local_client(*, workers: int, memory_bytes: int, gpus: Sequence[str] = ()) -
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.pause": False,
         "distributed.worker.memory.terminate": 0.99,
+        # Workers that die are started anew; if none comes back, tasks would wait for ever.
+        "distributed.scheduler.no-workers-timeout": "5 minutes",
         # Before the process starts: the C library reads its tunables only then.
         "distributed.nanny.pre-spawn-environ": {**dask.config.get("distributed.nanny.pre-spawn-environ"), **HUGE_PAGES},
     }
