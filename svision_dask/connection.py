@@ -206,6 +206,7 @@ def _on_gpus(connection: Connection) -> Iterator[Client]:
 @contextmanager
 def _on_slurm(options: Mapping[str, str]) -> Iterator[Client]:
     """Have SLURM start workers, encrypted; the scheduler runs in this process."""
+    wanted, (least, most) = slurm_job(options)
     try:
         import cryptography  # noqa: F401  # makes the certificates
         from dask_jobqueue.slurm import SLURMCluster
@@ -215,7 +216,6 @@ def _on_slurm(options: Mapping[str, str]) -> Iterator[Client]:
 
     if shutil.which("sbatch") is None:
         raise ClusterError("--slurm: there is no sbatch here. Run this where jobs are submitted.")
-    wanted, (least, most) = slurm_job(options)
     with ExitStack() as stack:
         # The home folder is the same on all nodes, and the folder made in it is for its owner only.
         folder = stack.enter_context(TemporaryDirectory(prefix=".svision-dask-", dir=Path.home()))
