@@ -12,6 +12,7 @@ from svision_dask.errors import SampleError, UsageError
 from svision_dask.exam import Exam, Verdict
 from svision_dask.fitting import FAIR_TRIAL, SETTINGS, train_stage
 from svision_dask.geometry import Grid
+from svision_dask.metrics import psnr
 from svision_dask.model import Model
 from svision_dask.noise_estimate import Noise
 from svision_dask.pairs import make_pairs
@@ -21,6 +22,7 @@ from svision_dask.simulate import Phantom, as_volume
 from svision_dask.stage import Stage
 from svision_dask.training import Progress, design_for, train, train_on_sample
 from svision_dask.volume import Volume, mirror_pad
+from tests.test_enhancement import volume_of
 
 
 def volume_of(voxels: np.ndarray, axes: str = "zyx") -> Volume:
@@ -333,3 +335,18 @@ def test_the_unit_and_the_offset_of_the_intensities_do_not_matter(gain, offset, 
         decibels(m.provenance["verdict"][0]["cubic"] / m.provenance["verdict"][0]["stage"]) for m in (first, second)
     ]
     assert gains[1] == pytest.approx(gains[0], abs=0.05)
+
+
+def test_what_the_numbers_of_intensity_are_changes_nothing():
+    """8 and 16 bits, floats and negative offsets: the figures are the same, once rescaled."""
+    phantom = Phantom(shape=(48, 96, 96), seed=0, photons=60)
+    truth = phantom.truth(tuple(slice(0, n) for n in phantom.shape))
+    counts = phantom.measured(tuple(slice(0, n // 2) for n in phantom.shape), 2).clip(0, 255)
+    found = []
+    for dtype, gain, offset in (("u1", 1, 0), ("u2", 257, 0), ("f4", 1 / 255, 0), ("i2", 50, -3000)):
+        voxels = (counts * float(gain) + offset).astype(dtype)
+        model = train(volume_of(voxels, "zyx"), steps=40)
+        fine = (model.refine(mirror_pad(voxels, model.halo)) - np.float32(offset)) / np.float32(gain)
+        found.append(psnr(fine, truth, data_range=60))
+    assert max(found) - min(found) < 0.05, found
+    assert min(found) > psnr(baselines.cubic(counts, 2), truth, data_range=60) + 1
