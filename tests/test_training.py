@@ -22,7 +22,6 @@ from svision_dask.simulate import Phantom, as_volume
 from svision_dask.stage import Stage
 from svision_dask.training import Progress, design_for, train, train_on_sample
 from svision_dask.volume import Volume, mirror_pad
-from tests.test_enhancement import volume_of
 
 
 def volume_of(voxels: np.ndarray, axes: str = "zyx") -> Volume:
