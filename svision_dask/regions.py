@@ -302,11 +302,8 @@ class _Window:
 
     def tasks(self) -> int:
         """Count the seats that there are, now and then."""
-        from dask.utils import key_split
-
         if time.monotonic() - self._asked >= ASK_SECONDS:
             self._asked = time.monotonic()
-            key_split.cache_clear()  # dask keeps the names of the last 10⁵ tasks, more than all else that grows
             with suppress(OSError):  # the scheduler is gone, which every task will say
                 places = sum(min(threads, self._seats) for threads in self._client.nthreads().values())
                 self._known = TASKS_PER_SEAT * max(1, places)
