@@ -256,14 +256,17 @@ def slurm_job(options: Mapping[str, str]) -> tuple[dict[str, Any], tuple[int, in
         If ``jobs`` or ``cores`` are not whole numbers.
     """
     given = {**SLURM_DEFAULTS, **options}
+    asked = f"jobs={given['jobs']},cores={given['cores']}"
     try:
         least, _, most = given.pop("jobs").partition(":")
         jobs = int(least), int(most or least)
         cores = int(given.pop("cores"))
     except ValueError as error:
-        raise UsageError(f"--slurm: {one_line(error)}; jobs=4, jobs=1:8 and cores=16 are numbers.") from error
+        raise UsageError(
+            f"--slurm {asked}: whole numbers are allowed, such as jobs=4, jobs=1:8 and cores=16."
+        ) from error
     if not 0 <= jobs[0] <= jobs[1] or jobs[1] < 1 or cores < 1:
-        raise UsageError(f"--slurm jobs={jobs[0]}:{jobs[1]},cores={cores}: at least one job and core are needed.")
+        raise UsageError(f"--slurm {asked}: at least one job and core are needed. Use jobs=1,cores=1 or more.")
     named = {theirs: given.pop(ours) for ours, theirs in SLURM_OPTIONS.items() if ours in given}
     job = {
         **named,

@@ -112,7 +112,7 @@ def read_attributes(path: Location) -> tuple[Literal[2, 3], Attributes]:
     try:
         zarr_format = _zarr_format(path)
     except OSError as error:  # of a server
-        raise ImageError(f"{path} cannot be read: {error.strerror}.") from error
+        raise ImageError(f"{path} cannot be read: {error.strerror}. Check the URL, then try again.") from error
     try:
         # A consolidated copy of the metadata may be older than the metadata.
         group = zarr.open_group(store_at(path), mode="r", zarr_format=zarr_format, use_consolidated=False)

@@ -203,7 +203,7 @@ def test_workers_that_cannot_read_the_input_say_so(image, tmp_path):
         (("--scheduler-file", "nowhere.json"), "there is no such file"),
         (("--gpus", "0"), "torch finds no GPU here"),
         (("--device", "cuda"), "torch finds no GPU here"),
-        (("--slurm", "jobs=none"), "invalid literal"),
+        (("--slurm", "jobs=none"), "--slurm jobs=none,cores=4: whole numbers are allowed, such as jobs=4"),
         (("--slurm", "jobs"), "as name=value"),
         (("--scheduler", ""), "it is empty"),
         (("--tls-ca", "a", "--tls-cert", "b", "--tls-key", "c"), "Give --scheduler"),
