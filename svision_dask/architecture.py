@@ -26,13 +26,15 @@ MAX_PARAMETERS = 2**20
 """Of all stages; a hundred times what the presets have, and still little to build from a file nobody has checked."""
 MAX_BACK_PROJECTIONS = 40
 """The kernel of so many fits into memory while it is made, whatever the axes."""
+SLOPE = 0.1
+"""Of activations below zero: as good as learned slopes, which take as long as the convolutions do."""
 MAX_KERNEL = 120
 """Formal reach of that kernel, in coarse voxels per side."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One unpadded convolution; a PReLU follows all but the last."""
+    """One unpadded convolution; an activation follows all but the last."""
 
     kernel: int
     """Voxels per axis."""
@@ -58,6 +60,8 @@ class StageSpec:
     """Whether the network's output is the mean over the lateral flips and rotations."""
     degradation: Degradation = CUBIC
     """How coarse voxels came about; training and back projection assume it."""
+    slope: float | None = None
+    """Of the activations below zero; None where each channel learns its own (PReLU)."""
     axial: bool = False
     """Whether the network looks along z and x only, and its output is the mean of that and of z and y."""
 
@@ -97,14 +101,14 @@ class Architecture:
 
     @property
     def parameters(self) -> int:
-        """Trained numbers: weights and biases, and the slopes of the PReLUs."""
+        """Trained numbers: weights, biases, and slopes of activations that learn theirs."""
         return sum(_parameters(stage, self.axes) for stage in self.stages)
 
-    def tile_bytes(self, tile: Shape) -> int:
+    def tile_bytes(self, tile: Shape, *, half: bool = False) -> int:
         """Memory of one forward pass over ``tile`` coarse voxels (z, y, x) and their halo, in bytes.
 
         Counted per stage as what is alive at once: the features before and after a layer, or the fine voxels while they
-        are put in place and corrected.
+        are put in place and corrected. ``half`` says whether features take two bytes, not four.
 
         Raises
         ------
@@ -121,7 +125,7 @@ class Architecture:
             # The coarse voxels; of an ensemble also their turned copy, and the running mean.
             kept = 1 + (1 + phases) * stage.averaged
             # The fine voxels are stacked, interleaved and corrected: up to three and a half of them at once.
-            network = _network_bytes(stage.layers, size, network_axes(stage, self.axes))
+            network = _network_bytes(stage, size, network_axes(stage, self.axes)) // (2 if half else 1)
             peak = max(peak, plane * kept + max(network, 4 * phases * plane))
             reach = stage_reach(stage, self.axes)
             size = tuple(f * (n - 2 * r) for n, r, f in zip(size, reach, stage.factor, strict=True))
@@ -152,6 +156,7 @@ class Architecture:
                     kernel_radius=_bounded(stage["kernel_radius"], 0, MAX_KERNEL),
                     ensemble=_truth(stage["ensemble"]),
                     degradation=Degradation.from_json(stage["degradation"]),
+                    slope=_slope(stage["slope"]),
                     axial=_truth(stage["axial"]),
                 )
                 for stage in value["stages"]
@@ -203,8 +208,8 @@ def architecture(
     preset
         ``"paper"`` is Fig. 9 of Photonics Research 11(1), 2023: 6 636 parameters at factor 2 in 3-D, mean over eight
         lateral flips and rotations, ten back projections of each and ten of the mean. The operators are linear, so
-        these are twenty back projections of the mean. ``"fast"`` is one pass of a shallow network and one back
-        projection, ``"best"`` one of a wider and deeper one with ten; how far to go with them is found in training.
+        these are twenty back projections of the mean. ``"fast"`` is one pass of a shallow network, ``"best"`` one of a
+        wider and deeper one with ten back projections; how far to go with them is found in training.
     factor
         1, 2 or 4 for z, y, x.
     axes
@@ -227,7 +232,7 @@ def architecture(
         raise UsageError(f"factor {tuple(factor)} for axes {axes}: there is no z to refine; its factor must be 1.")
     if preset not in PRESETS:
         raise UsageError(f"preset {preset!r}: allowed are {', '.join(PRESETS)}.")
-    back_projections = {"fast": 1, "best": 10, "paper": 20}[preset]
+    back_projections = {"fast": 0, "best": 10, "paper": 20}[preset]
     stages = []
     for number, step in enumerate(stage_factors(factor)):
         how = degradation.of_step(number)
@@ -241,6 +246,7 @@ def architecture(
                 kernel_radius=formal if kernel_radius is None else min(kernel_radius, formal),
                 ensemble=preset == "paper",
                 degradation=how,
+                slope=None if preset == "paper" else SLOPE,
                 axial=axial,
             )
         )
@@ -268,8 +274,7 @@ def _paper_layers(phases: int) -> tuple[Layer, ...]:
 
 def _fast_layers(phases: int) -> tuple[Layer, ...]:
     """Stack fewer and wider layers: 16 channels fill a vector register, and a shallow network has a short halo."""
-    middle = (Layer(kernel=3, channels=16),) * 2
-    return (Layer(kernel=5, channels=16), *middle, Layer(kernel=3, channels=phases))
+    return (*(Layer(kernel=3, channels=16),) * 3, Layer(kernel=3, channels=phases))
 
 
 def _best_layers(phases: int) -> tuple[Layer, ...]:
@@ -285,10 +290,10 @@ _LAYERS: Mapping[Preset, Callable[[int], tuple[Layer, ...]]] = {
 }
 
 
-def _network_bytes(layers: Sequence[Layer], size: Shape, axes: str) -> int:
+def _network_bytes(stage: StageSpec, size: Shape, axes: str) -> int:
     """Memory of the widest layer: what its convolution or the PReLU after it reads, copies and writes, in bytes."""
     peak, inputs = 0, 1
-    for layer in layers:
+    for layer in stage.layers:
         inner = tuple(n - layer.kernel + 1 if axis in axes else n for axis, n in zip(SPATIAL, size, strict=True))
         copied = 0
         if layer.groups > 1:  # oneDNN works on copies in blocks of 16 channels
@@ -296,14 +301,14 @@ def _network_bytes(layers: Sequence[Layer], size: Shape, axes: str) -> int:
         elif layer.kernel <= 3 and "z" in axes and inputs * size[0] * size[1] <= SMALL_INPUT:
             copied = inputs * 27
         convolution = inputs * math.prod(size) + (copied + layer.channels) * math.prod(inner)
-        peak = max(peak, convolution, 2 * layer.channels * math.prod(inner))
+        peak = max(peak, convolution, (1 + (stage.slope is None)) * layer.channels * math.prod(inner))
         size, inputs = inner, layer.channels
     return 4 * peak
 
 
 def _parameters(stage: StageSpec, axes: str) -> int:
     widths = (1, *(layer.channels for layer in stage.layers))
-    slopes = sum(widths[1:-1])
+    slopes = sum(widths[1:-1]) if stage.slope is None else 0
     return slopes + sum(
         outputs * (inputs // layer.groups * math.prod([layer.kernel] * len(network_axes(stage, axes))) + 1)
         for layer, (inputs, outputs) in zip(stage.layers, pairwise(widths), strict=True)
@@ -332,6 +337,14 @@ def _bounded(value: Any, low: int, high: int) -> int:
     if type(value) is not int or not low <= value <= high:
         raise ValueError(f"{value!r} is not an integer in {low}..{high}")
     return int(value)
+
+
+def _slope(value: Any) -> float | None:
+    if value is None:
+        return None
+    if type(value) is not float or not 0 < value < 1:
+        raise ValueError(f"{value!r} is not a slope between 0 and 1")
+    return value
 
 
 def _truth(value: Any) -> bool:

@@ -48,6 +48,19 @@ def best_device() -> Device:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def best_precision(device: Device) -> Precision:
+    """Choose bfloat16 where there are instructions for it: convolutions take half the time, results differ by rounding.
+
+    Elsewhere it is emulated, and slower than float32.
+    """
+    import torch
+
+    if device == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # not in older versions
+    return "bfloat16" if known.get("avx512_bf16") or known.get("amx_bf16") else "float32"
+
+
 def gpu_memory() -> tuple[int, ...]:
     """Free bytes of every GPU that torch can use in this process; empty where there is none.
 

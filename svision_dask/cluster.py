@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from svision_dask.backend import gpu_memory, share_of_gpu
+from svision_dask.backend import Device, best_precision, gpu_memory, share_of_gpu
 from svision_dask.errors import ClusterError
 from svision_dask.locations import Location, located
 from svision_dask.plan import Machine, Wishes
@@ -63,10 +63,12 @@ def wishes_here(wishes: Wishes, machine: Machine) -> Wishes:
         raise ClusterError(
             "device cuda: torch finds no GPU here. Use --device cpu, with --overwrite if the output was begun on a GPU."
         )
-    if wishes.device == "cpu" or not machine.gpus:
+    device: Device = "cpu" if wishes.device == "cpu" or not machine.gpus else "cuda"
+    wishes = replace(wishes, precision=wishes.precision or best_precision(device))
+    if device == "cpu":
         return wishes
     processes = min(wishes.workers or len(machine.gpus), len(machine.gpus))
-    return replace(wishes, device="cuda", workers=processes, gpu_bytes=share_of_gpu(machine.gpus))
+    return replace(wishes, device=device, workers=processes, gpu_bytes=share_of_gpu(machine.gpus))
 
 
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}

@@ -141,7 +141,10 @@ def cast(voxels: npt.NDArray[np.float32], dtype: np.dtype[Any]) -> npt.NDArray[A
         return voxels >= 0.5
     limits = np.iinfo(dtype)
     if dtype.itemsize < 4:
-        return np.rint(voxels).clip(limits.min, limits.max).astype(dtype)
+        rounded = np.empty(voxels.shape, dtype)
+        for i, plane in enumerate(voxels):  # one at a time they stay in the processor's cache
+            rounded[i] = np.rint(plane).clip(limits.min, limits.max)
+        return rounded
     # float32 cannot hold the largest 32-bit integers: clip and convert where they are exact.
     wide = np.rint(voxels.astype(np.longdouble)).clip(limits.min, limits.max)
     return wide.astype(dtype)

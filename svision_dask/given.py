@@ -216,7 +216,7 @@ def wishes_given(volume: Volume, given: Given) -> Wishes:
         worker_memory_bytes=parse_size(memory, option="--memory") if memory is not None else None,
         version=given["version"],
         device=given.get("device"),
-        precision=given.get("precision", "float32"),
+        precision=given.get("precision"),
     )
 
 

@@ -105,6 +105,7 @@ def as_recorded(output: str | Location, wishes: Wishes | None) -> Wishes:
         chunk=wishes.chunk or record.get("chunk"),
         shard=wishes.shard or record.get("shard"),
         device=wishes.device or record.get("device"),
+        precision=wishes.precision or record.get("precision"),
     )
 
 

@@ -100,7 +100,7 @@ class Model:
                 voxels = stage(voxels)
             # A later stage's reach need not be a multiple of the factor before it; the halo was rounded up.
             spare = tuple((n - f * b) // 2 for n, f, b in zip(voxels.shape[2:], self.factor, box, strict=True))
-            voxels = trim(voxels, spare).mul(constants.scale).add_(constants.offset)
+            voxels = trim(voxels, spare).mul_(constants.scale).add_(constants.offset)
             return np.ascontiguousarray(voxels[0, 0].cpu().numpy())
 
     def _stages_on(self, backend: Backend) -> tuple[Stage, ...]:
@@ -111,7 +111,9 @@ class Model:
             compute_exactly()
             copies = tuple(deepcopy(stage).to(backend.device) for stage in self.stages)
             for stage in copies:
-                stage.precision = None if backend.precision == "float32" else getattr(torch, backend.precision)
+                if backend.precision != "float32":
+                    stage.precision = getattr(torch, backend.precision)
+                    stage.network.to(stage.precision)
             self._copies[backend] = copies
         return self._copies[backend]
 

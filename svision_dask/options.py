@@ -97,9 +97,7 @@ running = _options(
     click.option(
         "--precision",
         type=click.Choice(PRECISIONS),
-        default="float32",
-        show_default=True,
-        help="Of the network's convolutions.",
+        help="Of the network's convolutions; by default bfloat16, where all that compute have instructions for it.",
     ),
 )
 clustering = _options(

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,7 @@ def plan_volume(
         itemsize=volume.dtype.itemsize,
         dtype=written.name,
         dtype_itemsize=written.itemsize,
-        tile_bytes=design.tile_bytes,
+        tile_bytes=partial(design.tile_bytes, half=wishes.precision not in (None, "float32")),
         machine=machine,
         wishes=wishes,
         sampling=design.sampling,

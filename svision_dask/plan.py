@@ -127,7 +127,7 @@ class Wishes:
     threads: int | None = None
     """For torch, in each process."""
     device: Device | None = None
-    precision: Precision = "float32"
+    precision: Precision | None = None
     gpu_bytes: int | None = None
     """What a forward pass may use of each GPU; None where the processor computes."""
     version: Version = "0.5"
@@ -212,7 +212,7 @@ def plan_enhancement(
         read_bytes=work.read_bytes(tile),
         write_bytes=write_bytes,
         disk_free_bytes=machine.disk_free_bytes,
-        backend=Backend(device=wishes.device or "cpu", precision=wishes.precision),
+        backend=Backend(device=wishes.device or "cpu", precision=wishes.precision or "float32"),
     )
 
 

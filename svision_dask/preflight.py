@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from svision_dask.backend import Device, own_gpu, share_of_gpu
+from svision_dask.backend import Device, best_precision, own_gpu, share_of_gpu
 from svision_dask.errors import ClusterError, SvisionError, one_line
 from svision_dask.locations import Location, located
 from svision_dask.plan import Wishes
@@ -45,6 +45,8 @@ class Worker:
     """What it may use: its limit, or its share of what is free on its host."""
     gpu_bytes: int
     """Free memory of its GPU; 0 if it has none."""
+    halves: tuple[Device, ...]
+    """What has instructions for bfloat16 there."""
     versions: Mapping[str, str]
     """Of Python and of ``PACKAGES``; empty where a package is not installed."""
     clock: float
@@ -67,9 +69,12 @@ class Crew:
         """Have a plan made for the least of these workers, one region at a time in each."""
         limit = min(worker.memory_bytes for worker in self.workers)
         on_gpu = self.gpus == len(self.workers) and wishes.device != "cpu"
+        device: Device = "cuda" if on_gpu else "cpu"
+        half = all(device in worker.halves for worker in self.workers)
         return replace(
             wishes,
-            device="cuda" if on_gpu else "cpu",
+            device=device,
+            precision=wishes.precision or ("bfloat16" if half else "float32"),
             gpu_bytes=share_of_gpu(worker.gpu_bytes for worker in self.workers) if on_gpu else None,
             workers=len(self.workers),
             threads=min(worker.threads for worker in self.workers),
@@ -137,6 +142,7 @@ def inspect_workers(
                 threads=known[address]["nthreads"],
                 memory_bytes=int(SHARE_OF_LIMIT * min(limit or share, share)),
                 gpu_bytes=0,
+                halves=(),
                 versions=facts["versions"],
                 clock=facts["clock"] - now,
                 problems=tuple(_differences(ours, facts["versions"])),
@@ -222,27 +228,37 @@ def _tried(
         if token is not None:
             token.unlink(missing_ok=True)
     tried = [(worker, found[worker.address]) for worker in workers if worker.address in found]
-    users = Counter((worker.host, answer[1][0]) for worker, answer in tried if _has_gpu(answer))
+    users = Counter((worker.host, answer.gpu[0]) for worker, answer in tried if _has_gpu(answer))
     return [_with(worker, answer, device, users) for worker, answer in tried]
 
 
 def _has_gpu(answer: Any) -> bool:
-    return not isinstance(answer, BaseException) and answer[1] is not None
+    return not isinstance(answer, BaseException) and answer.gpu is not None
 
 
 def _with(worker: Worker, answer: Any, device: Device | None, users: Mapping[tuple[str, str], int]) -> Worker:
     """Add what a worker answered; workers that share a GPU share its memory."""
     if isinstance(answer, BaseException):
         return replace(worker, problems=(one_line(answer),))
-    problems, gpu = answer
+    problems, gpu = answer.problems, answer.gpu
     if device == "cuda" and gpu is None:
-        problems = [*problems, "torch finds no GPU. Leave out --device, or use workers that have one"]
+        problems = (*problems, "torch finds no GPU. Leave out --device, or use workers that have one")
     share = gpu[1] // users[worker.host, gpu[0]] if gpu is not None else 0
-    return replace(worker, problems=tuple(problems), gpu_bytes=share)
+    return replace(worker, problems=problems, gpu_bytes=share, halves=answer.halves)
 
 
-def _try(volume: Volume | None, token: str | None) -> tuple[list[str], tuple[str, int] | None]:
-    """Run by each worker: say what does not work, and which GPU it has."""
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    """Of a worker that was asked to try."""
+
+    problems: tuple[str, ...]
+    gpu: tuple[str, int] | None
+    """Name and free bytes of its own."""
+    halves: tuple[Device, ...]
+
+
+def _try(volume: Volume | None, token: str | None) -> _Answer:
+    """Run by each worker: say what does not work, and what it computes with."""
     problems = []
     if volume is not None:
         try:
@@ -251,7 +267,10 @@ def _try(volume: Volume | None, token: str | None) -> tuple[list[str], tuple[str
             problems.append(f"cannot read the input: {one_line(error)}")
     if token is not None:
         problems += _write_problems(located(token))
-    return problems, own_gpu()
+    gpu = own_gpu()
+    devices: Sequence[Device] = ("cpu", "cuda") if gpu else ("cpu",)
+    halves = tuple(device for device in devices if best_precision(device) == "bfloat16")
+    return _Answer(problems=tuple(problems), gpu=gpu, halves=halves)
 
 
 def _write_problems(token: Location) -> Iterator[str]:

@@ -22,6 +22,9 @@ Halving changes a ratio of spacings by two, so with a threshold of sqrt(2) every
 sqrt(2): the nearest to isotropic that powers of two can reach. With a threshold of 2, a ratio of 1.9 would stay.
 """
 
+FEW = 64
+"""Voxels of 16 bits whose sum float32 holds, and whose mean it tells from half a voxel value."""
+
 Block = npt.NDArray[Any]
 
 
@@ -96,9 +99,12 @@ def block_mean(block: Block, factor: Shape) -> Block:
     if block.dtype.kind in "iu" and block.dtype.itemsize == 8:
         return _mean_of_long_integers(block, factor, count)
     # Sums of narrower integers stay below 2**53, so float64 holds them exactly, and a mean is either half a voxel
-    # value exactly or much further from it than the rounding of the division.
+    # value exactly or much further from it than the rounding of the division. Of 16 bits and few voxels, so does
+    # float32, in half the time.
+    short = block.dtype.kind in "biu" and block.dtype.itemsize <= 2 and math.prod(factor) <= FEW
     with np.errstate(invalid="ignore"):  # inf - inf is NaN, as in any mean
-        mean = _block_sum(block, factor, np.float64) / count
+        total = _block_sum(block, factor, np.float32 if short else np.float64)
+        mean = total / count.astype(total.dtype)
     return (mean if block.dtype.kind == "f" else np.rint(mean)).astype(block.dtype)
 
 

@@ -150,8 +150,11 @@ class CoarsenTask:
         coarser = _own_level(self.output, self.level, self.run)
         shape = tuple(b - a for a, b in zip(region.start, region.stop, strict=True))
         block = np.empty(shape, coarser.dtype)
-        # Chunk by chunk: the sums behind the means of a whole region would take many times its memory.
-        for part in Regions(shape=shape, unit=coarser.chunks):
+        # Shard by shard: the sums behind the means of a whole region would take many times its memory, and to ask
+        # for less than zarr stores in one piece takes longer than to decode it.
+        stored = finer.shards or finer.chunks
+        unit = tuple(-(-n // f) for n, f in zip(stored, self.factor, strict=True))
+        for part in Regions(shape=shape, unit=unit):
             source = tuple(
                 slice((r + a) * f, min((r + b) * f, n))
                 for r, a, b, f, n in zip(region.start, part.start, part.stop, self.factor, finer.shape, strict=True)

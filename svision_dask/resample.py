@@ -45,11 +45,11 @@ def upsample(coarse: torch.Tensor, factor: Sequence[int], how: Degradation = CUB
     even, odd = how.up
     for axis in _changed(factor):
         count = coarse.shape[axis] - 2 * UP_REACH
-        phases = (
-            correlate(coarse, even, axis=axis, start=0, count=count),
-            correlate(coarse, odd, axis=axis, start=1, count=count),
-        )
-        coarse = torch.stack(phases, dim=axis + 1).flatten(axis, axis + 1)
+        fine = coarse.new_empty([2 * count if i == axis else n for i, n in enumerate(coarse.shape)])
+        # Into their places one after the other: torch.stack takes four times as long.
+        fine[_along(axis, slice(0, None, 2))] = correlate(coarse, even, axis=axis, start=0, count=count)
+        fine[_along(axis, slice(1, None, 2))] = correlate(coarse, odd, axis=axis, start=1, count=count)
+        coarse = fine
     return coarse
 
 

@@ -21,11 +21,12 @@ class Stage(nn.Module):
     def __init__(self, spec: StageSpec, axes: str, *, residual_scale: float = 1.0, damping: float = 1.0) -> None:
         super().__init__()
         self.spec = spec
-        self.network = Network(spec.layers, network_axes(spec, axes))
+        self.network = Network(spec.layers, network_axes(spec, axes), spec.slope)
         self.margin = _either(self.network.reach) if spec.axial else self.network.reach
         self.residual_scale = residual_scale
         self.damping = damping
         self.precision: torch.dtype | None = None
+        """Of the network's weights and features, where it is not that of the voxels."""
         self.reach = stage_reach(spec, axes)
         kernel = correction_kernel(spec.factor, max(spec.back_projections, 1), spec.kernel_radius, spec.degradation)
         self.register_buffer("kernel", torch.from_numpy(kernel).float()[None, None], persistent=False)
@@ -60,9 +61,7 @@ class Stage(nn.Module):
         """Apply the network once, and put its output on the fine grid: what training fits."""
         if self.precision is None:
             return interleave(self.network(coarse), self.spec.factor)
-        with torch.autocast(coarse.device.type, dtype=self.precision):
-            phases = self.network(coarse)
-        return interleave(phases.float(), self.spec.factor)
+        return interleave(self.network(coarse.to(self.precision)), self.spec.factor).float()
 
     def correct(self, coarse: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
         """Apply all back projections at once: ``y₀ + d · U K (x − D y₀)``; D and U run once, K on the coarse grid.

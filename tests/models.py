@@ -26,7 +26,7 @@ def untrained(design: Architecture, *, channels: int = 1, seed: int = 0) -> Mode
 
 
 @cache
-def fast(factor: tuple[int, int, int], axes: str = "zyx", channels: int = 1, back_projections: int = 1) -> Model:
+def fast(factor: tuple[int, int, int], axes: str = "zyx", channels: int = 1, back_projections: int = 0) -> Model:
     """The fast preset."""
     design = architecture("fast", factor, axes)
     stages = tuple(replace(stage, back_projections=back_projections) for stage in design.stages)

@@ -78,14 +78,14 @@ def test_the_stages_multiply_up_to_the_factor(preset, axes, factor):
 @pytest.mark.parametrize(
     ("preset", "axes", "factor", "radius", "halo"),
     [
-        # fast: kernels 5, 3, 3, 3 reach 2 + 1 + 1 + 1; then D and U, 2 each, on refined axes.
-        ("fast", "zyx", (2, 2, 2), None, (9, 9, 9)),
-        ("fast", "zyx", (1, 2, 2), None, (5, 9, 9)),
-        ("fast", "yx", (1, 2, 2), None, (0, 9, 9)),
-        # The second stage's 9 voxels are 4.5 coarse ones where the first refined the axis; its 5 are 5 where not.
-        ("fast", "zyx", (4, 4, 4), None, (14, 14, 14)),
-        ("fast", "zyx", (1, 4, 4), None, (10, 14, 14)),
-        # best: kernels 5, 3, 3, 3, 3.
+        # fast: four kernels of 3, and no back projection.
+        ("fast", "zyx", (2, 2, 2), None, (4, 4, 4)),
+        ("fast", "zyx", (1, 2, 2), None, (4, 4, 4)),
+        ("fast", "yx", (1, 2, 2), None, (0, 4, 4)),
+        # The second stage's 4 voxels are 2 coarse ones where the first refined the axis, and 4 where not.
+        ("fast", "zyx", (4, 4, 4), None, (6, 6, 6)),
+        ("fast", "zyx", (1, 4, 4), None, (8, 6, 6)),
+        # best: kernels 5, 3, 3, 3, 3; then D and U, 2 each, and the kernel, on refined axes.
         ("best", "zyx", (2, 2, 2), 5, (6 + 4 + 5,) * 3),
         # paper: kernels 5, 3, four times 3, 3 reach 8; then D and U, 2 each, and the kernel, on refined axes.
         ("paper", "zyx", (2, 2, 2), 7, (8 + 4 + 7,) * 3),
@@ -206,11 +206,11 @@ def test_a_tile_needs_at_least_the_features_of_its_widest_layer(tile, case):
 
 def test_a_tile_whose_tensors_reach_two_gibibytes_is_refused():
     design = architecture("fast", (2, 2, 2), "zyx")
-    # 16 channels of float32: 64 bytes per voxel; 2³¹ bytes are 2²⁵ voxels, with 9 voxels of halo on each side.
+    # 16 channels of float32: 64 bytes per voxel; 2³¹ bytes are 2²⁵ voxels, with 4 voxels of halo on each side.
     assert TENSOR_LIMIT == 2**8 * 2**8 * 2**9 * 64
-    assert design.tile_bytes((2**8 - 19, 2**8 - 18, 2**9 - 18)) > 0
+    assert design.tile_bytes((2**8 - 9, 2**8 - 8, 2**9 - 8)) > 0
     with pytest.raises(ValueError, match=f"reaches the limit of {TENSOR_LIMIT}"):
-        design.tile_bytes((2**8 - 18, 2**8 - 18, 2**9 - 18))
+        design.tile_bytes((2**8 - 8, 2**8 - 8, 2**9 - 8))
 
 
 MEASURE = """
@@ -218,35 +218,39 @@ import sys
 import numpy as np, torch
 from tests.models import untrained
 from svision_dask.architecture import architecture
+from svision_dask.backend import Backend
 
 def memory(key):
     lines = open("/proc/self/status").read().splitlines()
     return 1024 * int(dict(line.split(":", 1) for line in lines if line.startswith("Vm"))[key].split()[0])
 
 torch.set_num_threads(1)
-preset, axes, axial, *numbers = sys.argv[1:]
+preset, axes, axial, precision, *numbers = sys.argv[1:]
+backend = Backend(precision=precision)
 factor, tile = tuple(map(int, numbers[:3])), tuple(map(int, numbers[3:]))
 model = untrained(architecture(preset, factor, axes, kernel_radius=8, axial=axial == 'True'))
-model.refine(np.zeros([1 + 2 * h for h in model.halo], np.float32))
+model.refine(np.zeros([1 + 2 * h for h in model.halo], np.float32), backend=backend)
 haloed = np.ones([t + 2 * h for t, h in zip(tile, model.halo)], np.float32)
 open("/proc/self/clear_refs", "w").write("5")  # start the high-water mark anew
 before = memory("VmRSS")
-model.refine(haloed)
-print(memory("VmHWM") - before, model.architecture.tile_bytes(tile))
+model.refine(haloed, backend=backend)
+print(memory("VmHWM") - before, model.architecture.tile_bytes(tile, half=precision != "float32"))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark of memory is read from /proc")
 @pytest.mark.parametrize(
-    ("preset", "axes", "axial", "factor", "tile"),
+    ("preset", "axes", "axial", "precision", "factor", "tile"),
     [
-        ("fast", "zyx", False, (2, 2, 2), (96, 96, 96)),
-        ("fast", "zyx", True, (2, 1, 1), (96, 96, 96)),
-        ("paper", "yx", False, (1, 2, 2), (1, 1000, 1000)),
+        ("fast", "zyx", False, "float32", (2, 2, 2), (96, 96, 96)),
+        ("fast", "zyx", False, "bfloat16", (2, 2, 2), (96, 96, 96)),
+        ("fast", "zyx", True, "float32", (2, 1, 1), (96, 96, 96)),
+        ("best", "zyx", False, "bfloat16", (1, 2, 2), (64, 64, 64)),
+        ("paper", "yx", False, "float32", (1, 2, 2), (1, 1000, 1000)),
     ],
 )
-def test_a_forward_pass_takes_as_much_memory_as_was_said(preset, axes, axial, factor, tile):
-    command = [sys.executable, "-c", MEASURE, preset, axes, str(axial), *map(str, factor + tile)]
+def test_a_forward_pass_takes_as_much_memory_as_was_said(preset, axes, axial, precision, factor, tile):
+    command = [sys.executable, "-c", MEASURE, preset, axes, str(axial), precision, *map(str, factor + tile)]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100, cwd=root)
     measured, said = map(int, done.stdout.split())
@@ -255,5 +259,5 @@ def test_a_forward_pass_takes_as_much_memory_as_was_said(preset, axes, axial, fa
 
 
 def test_the_reach_of_a_stage_without_back_projection_is_that_of_its_network():
-    spec = replace(architecture("fast", (1, 2, 2), "zyx").stages[0], back_projections=0)
-    assert stage_reach(spec, "zyx") == Stage(spec, "zyx").network.reach == (5, 5, 5)
+    spec = architecture("fast", (1, 2, 2), "zyx").stages[0]
+    assert stage_reach(spec, "zyx") == Stage(spec, "zyx").network.reach == (4, 4, 4)

@@ -238,6 +238,7 @@ def test_whoever_listens_and_never_answers_is_given_up(image, monkeypatch):
 
 def worker(**facts: object) -> Worker:
     known = {"address": "a", "host": "h", "threads": 4, "memory_bytes": 100, "gpu_bytes": 0, "versions": {}, "clock": 0}
+    known |= {"halves": ()}
     return Worker(**{**known, **facts})
 
 
