@@ -279,8 +279,7 @@ def _fast_layers(phases: int) -> tuple[Layer, ...]:
 
 def _best_layers(phases: int) -> tuple[Layer, ...]:
     """Twice as wide, one layer deeper: what ten times the training time can still fill."""
-    middle = (Layer(kernel=3, channels=32),) * 3
-    return (Layer(kernel=5, channels=32), *middle, Layer(kernel=3, channels=phases))
+    return (*(Layer(kernel=3, channels=32),) * 4, Layer(kernel=3, channels=phases))
 
 
 _LAYERS: Mapping[Preset, Callable[[int], tuple[Layer, ...]]] = {

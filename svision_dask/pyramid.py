@@ -104,7 +104,7 @@ def block_mean(block: Block, factor: Shape) -> Block:
     short = block.dtype.kind in "biu" and block.dtype.itemsize <= 2 and math.prod(factor) <= FEW
     with np.errstate(invalid="ignore"):  # inf - inf is NaN, as in any mean
         total = _block_sum(block, factor, np.float32 if short else np.float64)
-        mean = total / count.astype(total.dtype)
+        mean: Block = total / count.astype(total.dtype)
     return (mean if block.dtype.kind == "f" else np.rint(mean)).astype(block.dtype)
 
 
