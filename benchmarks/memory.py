@@ -92,6 +92,7 @@ CASES: list[tuple[str, tuple[int, ...], tuple[int, ...], str, str, dict[str, int
     ("fast", (1, 2, 2), (70, 256, 256), "uint8", "zyx", {}),
     ("fast", (4, 4, 4), (64, 64, 64), "float32", "zyx", {}),
     ("fast", (2, 2), (4096, 4096), "uint16", "yx", {}),
+    ("best", (2, 2, 2), (128, 128, 128), "uint16", "zyx", {}),
     ("paper", (2, 2, 2), (64, 128, 128), "uint16", "zyx", {}),
 ]
 
