@@ -62,10 +62,12 @@ def main(verbose: int) -> None:
 @as_json
 def info(source: str, as_json: bool, **given: Any) -> None:
     """Say what INPUT is: axes, spacing, chunks, shards, levels."""
+    from svision_dask.formats import find_image
+    from svision_dask.locations import located
     from svision_dask.omezarr import describe_omezarr, is_omezarr
 
     volume = open_given(source, given)
-    described = describe_omezarr(source) if is_omezarr(source) else None
+    described = describe_omezarr(find_image(located(source), given["series"])) if is_omezarr(source) else None
     _print_json(image_facts(volume, described)) if as_json else _print(image_lines(volume, described))
 
 

@@ -41,6 +41,9 @@ def open_given(source: str, given: Given) -> Volume:
     return open_volume(
         source,
         level=given["level"],
+        series=given["series"],
+        channel=given["channel"],
+        time=given["time"],
         axes=given["axes"],
         spacing=spacing,
         unit=given["unit"],

@@ -19,7 +19,14 @@ import zarr
 from svision_dask.errors import ImageError
 from svision_dask.geometry import Grid, Shape
 from svision_dask.locations import Location, Remote, located
-from svision_dask.omezarr_metadata import Metadata, first_problem, is_omezarr, read_metadata, read_provenance
+from svision_dask.omezarr_metadata import (
+    Metadata,
+    first_problem,
+    folder_inside,
+    is_omezarr,
+    read_metadata,
+    read_provenance,
+)
 from svision_dask.remote_store import METADATA_FILES, MissingChunkError, RemoteStore, folder_of, store_at
 from svision_dask.volume import Missing, Volume, split_box
 
@@ -226,7 +233,7 @@ def _read_level(metadata: Metadata, level: int, missing: Missing = "error") -> t
         )
     dataset = metadata.datasets[level]
     where = f"{metadata.path}, level {level} ({dataset.path!r})"
-    array = _open_array(metadata, _folder_inside(metadata.path, dataset.path, where), where, missing)
+    array = _open_array(metadata, folder_inside(metadata.path, dataset.path, where), where, missing)
     _check_array(metadata, array, where)
     _check_storage(array, where)
     return array, Level(
@@ -243,23 +250,6 @@ def _read_level(metadata: Metadata, level: int, missing: Missing = "error") -> t
         shards=array.shards,
         compressors=tuple(_compressor_name(c) for c in array.compressors),
     )
-
-
-def _folder_inside(root: Location, path: str, where: str) -> Location:
-    """Resolve the folder of an array, which must be inside the image's: metadata must not open other files."""
-    if (
-        not path
-        or path.startswith("/")
-        or {".", ".."} & set(path.split("/"))
-        or any(s in path for s in ("\\", "://", "\0"))
-    ):
-        raise ImageError(f"{where}: the path of an array must lead down from the image. Repair the metadata.")
-    if isinstance(root, Remote):
-        return root / path
-    folder = root.absolute() / path
-    if not folder.resolve().is_relative_to(root.resolve()):
-        raise ImageError(f"{where}: the array lies outside the image, behind a symbolic link. Copy it into the image.")
-    return folder
 
 
 def _open_array(metadata: Metadata, folder: Location, where: str, missing: Missing) -> zarr.Array[Any]:

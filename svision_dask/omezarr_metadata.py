@@ -149,6 +149,29 @@ def _nothing_at(path: Location) -> str:
     return ""
 
 
+def folder_inside(root: Location, path: str, where: str) -> Location:
+    """Resolve the folder of an array or an image, which must be inside ``root``: metadata must not open other files.
+
+    Raises
+    ------
+    ImageError
+        If the path leads elsewhere, also by a symbolic link; the message begins with ``where``.
+    """
+    if (
+        not path
+        or path.startswith("/")
+        or {".", ".."} & set(path.split("/"))
+        or any(s in path for s in ("\\", "://", "\0"))
+    ):
+        raise ImageError(f"{where}: the path of an array must lead down from the image. Repair the metadata.")
+    if isinstance(root, Remote):
+        return root / path
+    folder = root.absolute() / path
+    if not folder.resolve().is_relative_to(root.resolve()):
+        raise ImageError(f"{where}: the array lies outside the image, behind a symbolic link. Copy it into the image.")
+    return folder
+
+
 def first_problem(error: Exception) -> str:
     """Put the first problem that ``error`` names on one line."""
     if isinstance(error, ValidationError):

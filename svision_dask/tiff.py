@@ -15,7 +15,7 @@ import numpy.typing as npt
 from svision_dask.errors import ImageError, UsageError
 from svision_dask.geometry import AXES, SPATIAL, Grid, Shape, per_spatial_axis
 from svision_dask.tiff_metadata import channel_names, check_unit
-from svision_dask.tiff_planes import PlaneIndex, plane_index, read_box
+from svision_dask.tiff_planes import PlaneIndex, plane_index, read_box, series_number
 from svision_dask.volume import Volume, split_box
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def is_tiff(path: str | Path) -> bool:
 def open_tiff(
     path: str | Path,
     *,
-    series: int = 0,
+    series: int | str = 0,
     axes: str | None = None,
     spacing: Spacing | None = None,
     unit: str | None = None,
@@ -90,7 +90,7 @@ def open_tiff(
     path
         OME-TIFF, ImageJ hyperstack, or any stack of grey planes.
     series
-        Which image of the file, counted from 0.
+        Which image of the file, counted from 0, or the name that the file gives it.
     axes
         A letter of ``tczyx`` for each stored axis, in the stored order, instead of what the file says.
     spacing
@@ -111,6 +111,7 @@ def open_tiff(
         If ``axes``, ``spacing`` or ``unit`` do not fit the file.
     """
     path = Path(path).absolute()
+    series = series_number(str(path), series)
     index = plane_index(str(path), series)
     if index.series_count > 1:
         logger.warning("%s holds %d series; series %d is read.", path, index.series_count, series)
