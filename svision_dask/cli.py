@@ -14,6 +14,7 @@ from svision_dask.console import (
     Commands,
     Update,
     crew_lines,
+    dropped_lines,
     image_facts,
     image_lines,
     made_lines,
@@ -123,6 +124,7 @@ def enhance(
     volume = open_given(source, given)
     check_output(output, source, overwrite=overwrite, resume=resume)
     begun = None if overwrite or model_path else model_begun_with(output, given)
+    _print(dropped_lines(volume), err=True)
     with connected_given(given) as client:
         check_given(client, volume, output, given)
         planned = plan_given(volume, model_path, output, given, begun=begun, overwrite=overwrite, client=client)
@@ -194,6 +196,7 @@ def convert(sources: tuple[str, ...], output: str, overwrite: bool, resume: bool
     for source in sources:
         check_output(output, source, overwrite=overwrite, resume=resume)
     volume = volumes[0] if len(volumes) == 1 else stack_channels(volumes)
+    _print(dropped_lines(volume), err=True)
     with connected_given(given) as client, progress() as update:
         copy_to_zarr(
             volume,
@@ -265,7 +268,8 @@ def demo(folder: str, seed: int, overwrite: bool) -> None:
 
 
 def _print(lines: Iterable[str], *, err: bool = False) -> None:
-    click.echo("\n".join(lines), err=err)
+    for line in lines:
+        click.echo(line, err=err)
 
 
 def _print_json(value: Any) -> None:

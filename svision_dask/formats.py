@@ -75,9 +75,13 @@ def _open(path: Location, level: int, series: int | str | None, missing: Missing
 
 
 def _open_folder(path: Location, level: int, series: int | str | None, missing: Missing) -> Volume:
+    from svision_dask.labels import read_labels
     from svision_dask.omezarr import open_omezarr
 
-    return open_omezarr(find_image(path, series), level=level, missing=missing)
+    image = find_image(path, series)
+    volume = open_omezarr(image, level=level, missing=missing)
+    labels, dropped = read_labels(image, volume, missing)
+    return replace(volume, labels=labels, dropped=(*volume.dropped, *dropped))
 
 
 def find_image(path: Location, series: int | str | None) -> Location:

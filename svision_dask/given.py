@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from svision_dask.architecture import Architecture
 from svision_dask.arguments import parse_box, parse_lengths, parse_numbers, parse_options, parse_size, parse_tolerance
+from svision_dask.codec import parse_codec
 from svision_dask.console import progress, training_lines
 from svision_dask.errors import OutputError, UsageError
 from svision_dask.plan import Plan, Wishes
@@ -218,6 +219,8 @@ def wishes_given(volume: Volume, given: Given) -> Wishes:
         workers=given.get("workers"),
         worker_memory_bytes=parse_size(memory, option="--memory") if memory is not None else None,
         version=given["version"],
+        codec=parse_codec(given["codec"]),
+        pyramid=given["pyramid"],
         device=given.get("device"),
         precision=given.get("precision", "float32"),
     )

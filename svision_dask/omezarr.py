@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -166,13 +166,21 @@ def open_omezarr(path: str | Location, *, level: int = 0, missing: Missing = "er
     """
     metadata = read_metadata(located(path))
     array, found = _read_level(metadata, level, missing)
-    return Volume.from_source(
+    volume = Volume.from_source(
         StoredArray(array, missing),
         found.grid,
         chunks=_dask_chunks(array),
         channels=_channels(metadata, found.grid),
         name=metadata.name,
         identity=f"{_identity(metadata.path, metadata.path / metadata.datasets[level].path)}, missing chunks {missing}",
+    )
+    channels = found.grid.shape[found.grid.axes.index("c")] if "c" in found.grid.axes else 1
+    return replace(
+        volume,
+        shown=metadata.shown if len(metadata.shown) == channels else (),
+        carried=metadata.carried,
+        dropped=metadata.dropped,
+        levels=tuple(dataset.spacing for dataset in metadata.datasets[level:]),
     )
 
 

@@ -19,7 +19,9 @@ from pydantic import ValidationError
 from svision_dask.errors import ImageError, UsageError
 from svision_dask.geometry import AXES, Vector, check_axes
 from svision_dask.locations import Location, Remote, located
+from svision_dask.omezarr_extras import carried_attributes, dropped_attributes, read_shown
 from svision_dask.remote_store import store_at
+from svision_dask.volume import Shown
 
 PROVENANCE = "svision_dask"
 """The attribute of a group in which svision-dask says how the image was made, and whether it is finished."""
@@ -55,7 +57,13 @@ class Metadata:
     """One per level, finest first."""
     labels: tuple[str, ...]
     """Channel names of the display settings; they may be fewer or more than the channels."""
+    shown: tuple[Shown, ...]
+    """As the display settings say, likewise."""
     provenance: Attributes
+    carried: Attributes
+    """What other programs wrote beside all that."""
+    dropped: tuple[str, ...]
+    """What outputs will not have."""
 
 
 def is_omezarr(path: str | Location) -> bool:
@@ -86,7 +94,10 @@ def read_metadata(path: Location) -> Metadata:
         units=tuple(a.unit if isinstance(a.unit, str) and a.unit else None for a in multiscale.axes),
         datasets=_datasets(path, multiscale),
         labels=_labels(ome.get("omero")),
+        shown=read_shown(ome.get("omero")),
         provenance=provenance,
+        carried=carried_attributes(zarr_format, attributes),
+        dropped=dropped_attributes(zarr_format, attributes),
     )
 
 

@@ -10,7 +10,7 @@ import click
 from svision_dask.architecture import PRESETS
 from svision_dask.backend import DEVICES, PRECISIONS
 from svision_dask.degradation import DEGRADES, NOISE_MODELS
-from svision_dask.plan import VERSIONS
+from svision_dask.plan import PYRAMIDS, VERSIONS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -89,6 +89,14 @@ learning = _options(
 storing = _options(
     click.option("--chunks", help="Output voxels per chunk."),
     click.option("--shards", help="Output voxels per shard; whole chunks."),
+    click.option("--codec", default="zstd", show_default=True, help="zstd, blosc, gzip, each with :LEVEL; or none."),
+    click.option(
+        "--pyramid",
+        type=click.Choice(PYRAMIDS),
+        default="isotropic",
+        show_default=True,
+        help="Which axes coarser levels halve; xy for viewers that want all planes, match for steps as INPUT has.",
+    ),
     click.option("--ome-zarr-version", "version", type=click.Choice(VERSIONS), default="0.5", show_default=True),
 )
 running = _options(

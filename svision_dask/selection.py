@@ -152,16 +152,30 @@ def _taken(volume: Volume, axis: str, chosen: tuple[int, ...]) -> Volume:
     if volume.source is not None:
         source = TakenSource(volume.source, at, chosen, grid.shape, volume.source.dtype)
         chunks = tuple(min(int(c), n) for c, n in zip(volume.voxels.chunksize, grid.shape, strict=True))
-        taken = Volume.from_source(source, grid, chunks=chunks)
+        voxels = Volume.from_source(source, grid, chunks=chunks).voxels
     else:
-        taken = Volume(voxels=da.take(volume.voxels, list(chosen), axis=at), grid=grid)
+        source, voxels = None, da.take(volume.voxels, list(chosen), axis=at)
     return replace(
-        taken,
-        channels=tuple(volume.channels[i] for i in chosen) if axis == "c" and volume.channels else volume.channels,
-        name=volume.name,
-        paths=volume.paths,
+        volume,
+        voxels=voxels,
+        source=source,
+        grid=grid,
+        channels=_of_chosen(volume.channels, axis, chosen),
+        shown=_of_chosen(volume.shown, axis, chosen),
+        labels=tuple(replace(label, volume=_taken_label(label.volume, axis, chosen)) for label in volume.labels),
         identity=f"{volume.identity}, {axis} {chosen}" if volume.identity else "",
     )
+
+
+def _of_chosen(values: tuple[Any, ...], axis: str, chosen: tuple[int, ...]) -> tuple[Any, ...]:
+    """Pick what belongs to the chosen channels, where there is anything."""
+    return tuple(values[i] for i in chosen) if axis == "c" and values else values
+
+
+def _taken_label(volume: Volume, axis: str, chosen: tuple[int, ...]) -> Volume:
+    """Labels need not have every axis, nor more than one channel or time for all."""
+    at = volume.grid.axes.find(axis)
+    return volume if at < 0 or volume.grid.shape[at] == 1 else _taken(volume, axis, chosen)
 
 
 def _are_neighbours(positions: Sequence[int]) -> bool:
