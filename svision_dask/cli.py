@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,7 +22,7 @@ from svision_dask.console import (
     plan_lines,
     progress,
 )
-from svision_dask.errors import ClusterError, OutputError, UsageError
+from svision_dask.errors import ClusterError, ImageError, OutputError, UsageError
 from svision_dask.given import (
     check_given,
     connected_given,
@@ -208,6 +209,24 @@ def convert(sources: tuple[str, ...], output: str, overwrite: bool, resume: bool
             on_progress=_run_shower(update),
         )
     click.echo(output)
+
+
+@main.command()
+@click.argument("path")
+@click.option("--data", is_flag=True, help="Read all voxels, and compare the means of the levels.")
+@as_json
+def check(path: str, data: bool, as_json: bool) -> None:
+    """Say whether PATH is a valid OME-Zarr that others will open; exit 1 if it is not."""
+    from svision_dask import checking, conformance
+
+    if not conformance.has_schemas():
+        click.echo("note: install svision-dask[check] to judge by the official JSON schemas, too", err=True)
+    found = list(checking.check(path, data=data))
+    _print_json([asdict(finding) for finding in found]) if as_json else _print(map(str, found))
+    errors = sum(finding.severity == "error" for finding in found)
+    if errors:
+        raise ImageError(f"{path}: {errors} errors. Repair the metadata, or make it anew with svision-dask convert.")
+    click.echo(f"{path}: valid, {len(found)} warnings", err=True)
 
 
 @main.command()
