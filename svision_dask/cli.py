@@ -51,6 +51,10 @@ if TYPE_CHECKING:
     from svision_dask.image import RunProgress
 
 
+MOST_PLANES = 8
+"""More single planes than these are no channels: a shell has put the names of a stack in place of its pattern."""
+
+
 @click.group(name="svision", cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="svision-dask")
 @click.option("-v", "--verbose", count=True, help="-vv shows where an error came from.")
@@ -196,6 +200,11 @@ def convert(sources: tuple[str, ...], output: str, overwrite: bool, resume: bool
     volumes = [open_given(source, given) for source in sources]
     for source in sources:
         check_output(output, source, overwrite=overwrite, resume=resume)
+    if len(volumes) > MOST_PLANES and all(volume.grid.axes == "yx" for volume in volumes):
+        raise UsageError(
+            f"{len(volumes)} planes as channels of one image: give their folder, or a pattern in quotes, to stack them "
+            "along z."
+        )
     volume = volumes[0] if len(volumes) == 1 else stack_channels(volumes)
     _print(dropped_lines(volume), err=True)
     with connected_given(given) as client, progress() as update:

@@ -13,11 +13,16 @@ import numpy.typing as npt
 from svision_dask.errors import ImageError, UsageError
 from svision_dask.geometry import Grid, Shape, Vector
 from svision_dask.locations import Location, Remote, located
+from svision_dask.omezarr_metadata import is_omezarr
 from svision_dask.selection import Channels, Times, select
 from svision_dask.tiff import Spacing, is_tiff, open_tiff
+from svision_dask.tiff_files import is_files, open_tiff_files
 from svision_dask.volume import Box, Missing, Source, Volume, native, split_box
 
-READABLE = "an OME-Zarr folder (0.4 or 0.5) or a TIFF file (OME-TIFF, ImageJ, or a plain stack with --axes)"
+READABLE = (
+    "an OME-Zarr folder (0.4 or 0.5), a TIFF file (OME-TIFF, ImageJ, or a plain stack with --axes), or a folder of "
+    "TIFF planes"
+)
 _SAME_SPACING = 1e-6
 """Relative; ImageJ writes six decimals of its resolution."""
 
@@ -39,7 +44,7 @@ def open_volume(
     Parameters
     ----------
     path
-        OME-Zarr folder, or its URL (s3, gs, https), or TIFF file.
+        OME-Zarr folder, or its URL (s3, gs, https); TIFF file; or a folder or pattern of TIFF files.
     level
         Level of the OME-Zarr pyramid; 0 is the finest.
     series
@@ -63,6 +68,9 @@ def open_volume(
 
 
 def _open(path: Location, level: int, series: int | str | None, missing: Missing, **given: Any) -> Volume:
+    if not isinstance(path, Remote) and is_files(path) and not is_omezarr(path):
+        _refuse(path, "several TIFF files, each read as a whole", level=level or None, series=series)
+        return open_tiff_files(path, **given)
     if isinstance(path, Remote) or path.is_dir():
         _refuse(path, "an OME-Zarr, which says this itself", **given)
         return replace(_open_folder(path, level, series, missing), paths=(str(path),))
@@ -94,7 +102,6 @@ def find_image(path: Location, series: int | str | None) -> Location:
     UsageError
         If ``series`` is none of them, or there are none.
     """
-    from svision_dask.omezarr import is_omezarr
     from svision_dask.omezarr_collections import read_collection
 
     if not isinstance(path, Remote) and not is_omezarr(path):

@@ -170,8 +170,8 @@ def _grid(path: Path, index: PlaneIndex, stored: str, shape: Shape, spacing: Spa
     same = {axis for axis in stored if said.find(axis) in (-1, stored.index(axis))}
     steps = {axis: step for axis, step in index.calibration.spacing.items() if axis in same}
     units: dict[str, str | None] = {axis: name for axis, name in index.calibration.units.items() if axis in steps}
-    given = _given_spacing(spacing, axes)
-    units |= _given_units(path, axes, units, given, unit)
+    given = given_spacing(spacing, axes)
+    units |= given_units(path, axes, units, given, unit)
     steps |= given
     return Grid(
         axes=axes,
@@ -182,7 +182,14 @@ def _grid(path: Path, index: PlaneIndex, stored: str, shape: Shape, spacing: Spa
     )
 
 
-def _given_spacing(spacing: Spacing | None, axes: str) -> dict[str, float]:
+def given_spacing(spacing: Spacing | None, axes: str) -> dict[str, float]:
+    """Take the spacing that the caller gives, by axis.
+
+    Raises
+    ------
+    UsageError
+        If it is not positive, or not for these axes.
+    """
     if spacing is None:
         return {}
     named = per_spatial_axis(spacing, axes, what="spacing", missing=math.nan)
@@ -193,10 +200,16 @@ def _given_spacing(spacing: Spacing | None, axes: str) -> dict[str, float]:
     return named
 
 
-def _given_units(
+def given_units(
     path: Path, axes: str, said: Mapping[str, str | None], given: Mapping[str, float], unit: str | None
 ) -> dict[str, str | None]:
-    """Name the units of the spatial axes that the caller's ``spacing`` and ``unit`` change."""
+    """Name the units of the spatial axes that the caller's ``spacing`` and ``unit`` change.
+
+    Raises
+    ------
+    UsageError
+        If ``unit`` is no unit of length, or contradicts what the file says.
+    """
     spatial = [axis for axis in axes if axis in SPATIAL]
     if unit is None:
         # A spacing without a unit counts in the file's own, where that is one.

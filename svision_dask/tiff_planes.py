@@ -192,7 +192,7 @@ def _check_codec(page: tifffile.TiffPage, path: str) -> None:
         _ = tifffile.TIFF.DECOMPRESSORS[page.compression], tifffile.TIFF.UNPREDICTORS[page.predictor]
     except KeyError as error:
         codec = f"{tifffile.COMPRESSION(page.compression).name}, predictor {int(page.predictor)}"
-        raise ImageError(f"{path} is compressed with {codec}; to read it: pip install imagecodecs.") from error
+        raise ImageError(f"{path} is compressed with {codec}; to read it, install svision-dask[tiff].") from error
 
 
 def _planes(series: tifffile.TiffPageSeries, path: str) -> tuple[list[Any], Array, Array]:

@@ -634,7 +634,7 @@ def test_a_codec_that_is_absent_says_what_to_install(tmp_path):
     zlib_tag, lzw_tag = (struct.pack("<HHIHH", 259, 3, 1, code, 0) for code in (8, 5))
     assert content.count(zlib_tag) == 1
     path.write_bytes(content.replace(zlib_tag, lzw_tag))
-    with pytest.raises(ImageError, match=r"LZW.*pip install imagecodecs"):
+    with pytest.raises(ImageError, match=r"LZW.*install svision-dask\[tiff\]"):
         open_tiff(path)
 
 
