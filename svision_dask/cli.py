@@ -24,11 +24,15 @@ from svision_dask.console import (
 )
 from svision_dask.errors import ClusterError, ImageError, OutputError, UsageError
 from svision_dask.given import (
+    Given,
     check_given,
     connected_given,
+    fields_model,
+    first_field,
     given_model,
     model_begun_with,
     open_given,
+    opening_given,
     plan_given,
     tell_drift,
     train_given,
@@ -126,6 +130,12 @@ def enhance(
 
     if renormalise and not model_path:
         raise UsageError("--renormalise: a model trained on INPUT has its constants. Leave it out, or give -m.")
+    if (first := first_field(source, given)) is not None:
+        if given["empty_below"] is not None:
+            raise UsageError("--empty-below: not for a plate or well. Leave it out, or give one field by --series.")
+        flags = {"renormalise": renormalise, "overwrite": overwrite, "resume": resume, "dry_run": dry_run}
+        _enhance_fields(source, first, output, model_path, given, **flags)
+        return
     volume = open_given(source, given)
     check_output(output, source, overwrite=overwrite, resume=resume)
     begun = None if overwrite or model_path else model_begun_with(output, given)
@@ -162,6 +172,51 @@ def enhance(
             )
     for line in made_lines(report.made):
         click.echo(line, err=True)
+    click.echo(f"model    {report.model_path}", err=True)
+    click.echo(report.output)
+
+
+def _enhance_fields(
+    source: str,
+    first: str,
+    output: str,
+    model_path: str | None,
+    given: Given,
+    *,
+    renormalise: bool,
+    overwrite: bool,
+    resume: bool,
+    dry_run: bool,
+) -> None:
+    """Enhance every field of a plate or well by one model, trained on the first."""
+    from svision_dask.drift import DriftWarning
+    from svision_dask.plates import begun_with, enhance_fields
+
+    volume = open_given(first, given)
+    if resume and not begun_with(output):
+        raise OutputError(f"{output}: there is nothing to resume. Leave out --resume.")
+    begun = None if overwrite or model_path else fields_model(output, given)
+    with connected_given(given) as client:
+        planned = plan_given(volume, model_path, None, given, begun=begun, client=client)
+        _print(plan_lines(planned), err=not dry_run)
+        if dry_run:
+            return
+        chosen = model_path or begun
+        model = given_model(chosen, volume, renormalise=renormalise) if chosen else train_given(volume, given)
+        with progress() as update, warnings.catch_warnings():
+            warnings.simplefilter("ignore", DriftWarning)  # fields unlike the first say so in their attributes
+            report = enhance_fields(
+                source,
+                output,
+                model=model,
+                dtype=given["dtype"],
+                wishes=wishes_given(volume, given),
+                client=client,
+                overwrite=overwrite,
+                opening=opening_given(given),
+                on_field=lambda number, count, field: update("fields", number, count, field),
+            )
+    click.echo(f"fields   {len(report.made)} made, {len(report.finished)} were there", err=True)
     click.echo(f"model    {report.model_path}", err=True)
     click.echo(report.output)
 

@@ -9,6 +9,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from svision_dask.geometry import Grid, Shape
 from svision_dask.locations import Location, Remote, located
 from svision_dask.omezarr_arrays import check_storage, create_level
 from svision_dask.omezarr_attributes import image_attributes, label_attributes
-from svision_dask.omezarr_metadata import PROVENANCE, first_problem
+from svision_dask.omezarr_metadata import PROVENANCE, first_problem, is_omezarr
 from svision_dask.plan import Version
 from svision_dask.remote_store import store_at
 from svision_dask.volume import Shown
@@ -241,6 +242,51 @@ def list_labels(path: str | Location, names: Sequence[str], *, version: Version)
         group.require_group("labels").attrs.put({"ome": {"version": version, **listed}} if version == "0.5" else listed)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {first_problem(error)}. Run the command again.") from error
+
+
+def create_collection(path: Path, *, version: Version, attributes: Mapping[str, Any]) -> None:
+    """Make the group that several images are to be in; until `publish_collection`, it says "incomplete".
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    provenance: Any = {PROVENANCE: {**attributes, "state": "incomplete"}}
+    try:
+        zarr.create_group(path, zarr_format=_zarr_format(version), attributes=provenance)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {first_problem(error)}.") from error
+
+
+def publish_collection(path: Path, described: Mapping[str, Any], *, version: Version) -> None:
+    """Turn a group into a plate or well whose images are finished: metadata and "complete" in one atomic write.
+
+    Parameters
+    ----------
+    path
+        Of a group that was made here, or of a folder that becomes one.
+    described
+        Metadata of the plate or well, as the version has them; nothing for a row of wells.
+    version
+        Of OME-Zarr.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    ome: Any = {"ome": {"version": version, **described}} if version == "0.5" else dict(described)
+    try:
+        if not is_omezarr(path):
+            zarr.create_group(path, zarr_format=_zarr_format(version))
+        group = zarr.open_group(path, mode="r+", zarr_format=_zarr_format(version), use_consolidated=False)
+        provenance = group.attrs.get(PROVENANCE)
+        if isinstance(provenance, dict):
+            ome[PROVENANCE] = {**provenance, "state": "complete"}
+        group.attrs.put(ome)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {first_problem(error)}.") from error
 
 
 def unpublish(path: str | Location, *, run: str) -> None:

@@ -37,7 +37,7 @@ LAYERS = (
     {"axial", "drift", "enhancement", "exam", "fitting", "self_check", "zoom"},
     {"training", "regions", "cluster", "connection", "preflight", "figure", "image", "label_images"},
     {"pipeline", "verification", "checking"},
-    {"demo"},
+    {"demo", "plates"},
     {"console", "options", "given", "cli", "__main__", "__init__"},
 )
 LAYER = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
@@ -154,6 +154,7 @@ LIBRARIES = {
     "pairs": {"numpy", "torch"},
     "pipeline": {"distributed", "numpy"},
     "plan": set(),
+    "plates": {"distributed"},
     "preflight": {"distributed", "psutil"},
     "psf": {"numpy", "scipy", "tifffile"},
     "pyramid": {"numpy"},
