@@ -26,13 +26,13 @@ def read_labels(path: Location, image: Volume, missing: Missing) -> tuple[tuple[
     OME-Zarr 0.4, 0.5: "The special group "labels" found under an image Zarr contains the key "labels" containing the
     paths to label objects".
     """
-    folder = path / "labels"
-    if not is_omezarr(folder):
+    if not is_omezarr(path / "labels"):
         return (), ()
     try:
+        folder = folder_inside(path, "labels", f"{path}, labels")
         zarr_format, attributes = read_attributes(folder)
     except ImageError:
-        return (), ("labels (their metadata cannot be read)",)
+        return (), ("labels (they cannot be read)",)
     held = attributes.get("ome", {}) if zarr_format == 3 else attributes
     names = held.get("labels") if isinstance(held, dict) else None
     labels, dropped = [], []

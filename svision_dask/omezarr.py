@@ -1,4 +1,4 @@
-"""Read OME-Zarr images, 0.4 (zarr v2) and 0.5 (zarr v3): metadata at once, voxels only when they are asked for.
+"""Read OME-Zarr images, up to 0.4 (zarr v2) and 0.5 (zarr v3): metadata at once, voxels only when they are asked for.
 
 What the file does not say is not guessed, and nothing outside the image's own folder is opened.
 """
@@ -41,6 +41,8 @@ __all__ = [
 ]
 
 VOXEL_TYPES = {"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"}
+OBJECT_CODECS = {"pickle", "json2", "msgpack2", "vlen-utf8", "vlen-bytes", "vlen-array", "categorize"}
+"""Of numcodecs."""
 CHUNK_BYTES = 2**31
 """Codecs count the bytes of a chunk in 32 bits with a sign."""
 CHUNKS_PER_AXIS = 10**6
@@ -243,6 +245,7 @@ def _read_level(metadata: Metadata, level: int, missing: Missing = "error") -> t
     where = f"{metadata.path}, level {level} ({dataset.path!r})"
     array = _open_array(metadata, folder_inside(metadata.path, dataset.path, where), where, missing)
     _check_array(metadata, array, where)
+    _check_codecs(array, where)
     _check_storage(array, where)
     return array, Level(
         path=dataset.path,
@@ -287,6 +290,13 @@ def _check_array(metadata: Metadata, array: zarr.Array[Any], where: str) -> None
         raise ImageError(
             f"{where}: the array names its axes {names}, the image {metadata.axis_names}. Repair one of them."
         )
+
+
+def _check_codecs(array: zarr.Array[Any], where: str) -> None:
+    """Refuse codecs that build objects: decoding may run whatever the file says."""
+    found = {_compressor_name(codec) for codec in (*array.filters, *array.compressors)}
+    if hostile := found & OBJECT_CODECS:
+        raise ImageError(f"{where}: codec {', '.join(hostile)} is for objects, not for voxels. Convert the image.")
 
 
 def _check_storage(array: zarr.Array[Any], where: str) -> None:

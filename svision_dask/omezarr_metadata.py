@@ -1,4 +1,4 @@
-"""The metadata of OME-Zarr images, 0.4 (zarr v2) and 0.5 (zarr v3): read, checked, and put into plain values.
+"""The metadata of OME-Zarr images, up to 0.4 (zarr v2) and 0.5 (zarr v3): read, checked, and put into plain values.
 
 The published models of ome-zarr-models do the checking; they do not leave this module.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import zarr
@@ -28,6 +29,11 @@ PROVENANCE = "svision_dask"
 AXIS_TYPES = dict(zip(AXES, ["time", "channel", "space", "space", "space"], strict=True))
 CONTAINERS = {"bioformats2raw.layout": 1, "plate": 3, "well": 1, "labels": 1}
 """Attributes of groups that hold images, and how many folders down the images are."""
+
+OLD_VERSIONS = ("0.1", "0.2", "0.3")
+"""Of OME-Zarr, in zarr v2: without any spacing."""
+METADATA_BYTES = 2**26
+"""Of one file; the largest that is known has some hundred thousand fields of a plate."""
 
 Multiscale = MultiscaleV04 | MultiscaleV05
 Attributes = Mapping[str, Any]
@@ -124,12 +130,21 @@ def read_attributes(path: Location) -> tuple[Literal[2, 3], Attributes]:
         zarr_format = _zarr_format(path)
     except OSError as error:  # of a server
         raise ImageError(f"{path} cannot be read: {error.strerror}. Check the URL, then try again.") from error
+    _check_size(path)
     try:
         # A consolidated copy of the metadata may be older than the metadata.
         group = zarr.open_group(store_at(path), mode="r", zarr_format=zarr_format, use_consolidated=False)
         return zarr_format, group.attrs.asdict()
     except Exception as error:  # damaged metadata make zarr raise nearly anything
         raise ImageError(f"{path}: the metadata of the zarr group cannot be read: {first_problem(error)}.") from error
+
+
+def _check_size(path: Location) -> None:
+    """Refuse metadata that would fill the memory before anybody has looked at them."""
+    for file in (path / name for name in ("zarr.json", ".zattrs", ".zgroup")):
+        if isinstance(file, Path) and file.is_file() and file.stat().st_size > METADATA_BYTES:
+            size = file.stat().st_size
+            raise ImageError(f"{file}: {size} bytes of metadata; allowed are {METADATA_BYTES}. Give another image.")
 
 
 def _zarr_format(path: Location) -> Literal[2, 3]:
@@ -201,17 +216,37 @@ def _parse_multiscale(path: Location, zarr_format: int, ome: Attributes) -> Mult
     entry = _mapping(entries[0])
     # 0.5 has the version beside the multiscales; 0.4 has it inside, where it may be missing.
     version = ome.get("version") if zarr_format == 3 else entry.get("version", "0.4")
+    stated = version
+    if zarr_format == 2 and version in OLD_VERSIONS:
+        version, entry = "0.4", _from_old(entry)
     if version != ("0.5" if zarr_format == 3 else "0.4"):
         raise ImageError(
-            f"{path}: OME-Zarr {version!r} in zarr v{zarr_format}; allowed are '0.4' in v2 and '0.5' in v3. Convert it."
+            f"{path}: OME-Zarr {stated!r} in zarr v{zarr_format}; allowed are '0.1' to '0.4' in v2 and '0.5' in v3. "
+            "Convert it."
         )
     model = MultiscaleV05 if zarr_format == 3 else MultiscaleV04
     try:
         return model.model_validate({**entry, "axes": _with_types(entry.get("axes"))})
     except Exception as error:  # validators of the models can meet values that they did not expect
         raise ImageError(
-            f"{path}: the metadata are not valid OME-Zarr {version}: {first_problem(error)}. Repair them."
+            f"{path}: the metadata are not valid OME-Zarr {stated}: {first_problem(error)}. Repair them."
         ) from error
+
+
+def _from_old(entry: Attributes) -> Attributes:
+    """Put an entry of 0.1, 0.2 or 0.3 as 0.4 has it: level 0 only, because these never say where coarser levels are.
+
+    0.1, 0.2: "the array MUST be 5-dimensional … in the order (t, c, z, y, x)"; 0.3: "axes" is a list of names.
+    """
+    axes, datasets = entry.get("axes", list(AXES)), entry.get("datasets")
+    names = axes if isinstance(axes, list) and all(isinstance(each, str) for each in axes) else []
+    first = datasets[:1] if isinstance(datasets, list) else []
+    scale = [{"type": "scale", "scale": [1.0] * len(names)}]
+    return {
+        **{key: value for key, value in entry.items() if key == "name"},
+        "axes": [{"name": name} for name in names],
+        "datasets": [{"path": _mapping(each).get("path"), "coordinateTransformations": scale} for each in first],
+    }
 
 
 def _with_types(axes: Any) -> Any:
