@@ -14,6 +14,7 @@ from svision_dask.backend import DEVICES
 from svision_dask.console import (
     Commands,
     Update,
+    assumed_lines,
     crew_lines,
     dropped_lines,
     image_facts,
@@ -139,7 +140,7 @@ def enhance(
     volume = open_given(source, given)
     check_output(output, source, overwrite=overwrite, resume=resume)
     begun = None if overwrite or model_path else model_begun_with(output, given)
-    _print(dropped_lines(volume), err=True)
+    _print((*assumed_lines(volume), *dropped_lines(volume)), err=True)
     with connected_given(given) as client:
         check_given(client, volume, output, given)
         planned = plan_given(volume, model_path, output, given, begun=begun, overwrite=overwrite, client=client)
@@ -261,7 +262,7 @@ def convert(sources: tuple[str, ...], output: str, overwrite: bool, resume: bool
             "along z."
         )
     volume = volumes[0] if len(volumes) == 1 else stack_channels(volumes)
-    _print(dropped_lines(volume), err=True)
+    _print((*assumed_lines(volume), *dropped_lines(volume)), err=True)
     with connected_given(given) as client, progress() as update:
         copy_to_zarr(
             volume,
@@ -301,18 +302,26 @@ def verify(output: str, reopen: bool, **given: Any) -> None:
     """Prove that OUTPUT, a finished output, is complete and as it was written."""
     from svision_dask import verification
 
+    images = verification.images_of(output)
     with connected_given(given) as client, progress() as update:
-        found = verification.verify(
-            output, client=client, on_progress=lambda done, total: update("verify", done, total, "")
-        )
-    if not found.damaged:
-        click.echo(f"{found.regions} regions, all as they were written")
+        found = {
+            image: verification.verify(
+                image, client=client, on_progress=lambda done, total: update("verify", done, total, "")
+            )
+            for image in images
+        }
+    regions = sum(each.regions for each in found.values())
+    damaged = {image: each for image, each in found.items() if each.damaged}
+    if not damaged:
+        click.echo(f"{regions} regions, all as they were written")
         return
-    _print(found.damaged)
+    for image, each in damaged.items():
+        _print(each.damaged if image == output else (f"{image}: {line}" for line in each.damaged))
     if reopen:
-        verification.reopen(output, found)
+        verification.reopen_damaged(output, found)
     advice = "run the command that made it again" if reopen else "--reopen lets the command that made it repair it"
-    raise OutputError(f"{output}: {len(found.damaged)} of {found.regions} regions are damaged; {advice}.")
+    count = sum(len(each.damaged) for each in damaged.values())
+    raise OutputError(f"{output}: {count} of {regions} regions are damaged; {advice}.")
 
 
 @main.command()

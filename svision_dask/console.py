@@ -192,6 +192,14 @@ def training_lines(provenance: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
+def assumed_lines(volume: Volume) -> Iterator[str]:
+    """Say what was taken for granted because the file does not say it."""
+    grid = volume.grid
+    unknown = [grid.axes[i] for i in grid.spatial if grid.units[i] is None and grid.spacing[i] == 1]
+    if unknown:
+        yield f"warning: spacing of {','.join(unknown)} is not known; 1 is taken. Use --spacing and --unit (TIFF)"
+
+
 def dropped_lines(volume: Volume) -> Iterator[str]:
     """Name what an output will not have of its input."""
     if volume.dropped:

@@ -201,6 +201,20 @@ def test_a_run_that_stopped_among_the_labels_goes_on_with_them(client, tmp_path,
     np.testing.assert_array_equal(voxels_of(output / "labels" / "two"), label_voxels()[::-1])
 
 
+def test_damaged_labels_are_found_and_made_anew(client, tmp_path):
+    entry = multiscale("zyx", SPACING[1:], ORIGIN[1:])
+    source, output = write_image(tmp_path / "in.zarr", cells=(label_voxels(), entry)), tmp_path / "out.zarr"
+    copy_to_zarr(open_volume(source), output, client=client)
+    chunk = next(f for f in sorted((output / "labels" / "cells" / "0" / "c").rglob("*")) if f.is_file())
+    chunk.write_bytes(b"")
+    outcome = run("verify", output, "--reopen")
+    assert outcome.exit_code == 1
+    assert "labels/cells: level 0" in outcome.stdout
+    copy_to_zarr(open_volume(source), output, client=client, resume=True)
+    np.testing.assert_array_equal(voxels_of(output / "labels" / "cells"), label_voxels())
+    assert run("verify", output).exit_code == 0
+
+
 def test_labels_follow_the_times_that_are_chosen(client, tmp_path):
     axes, spacing, origin = "tzyx", [3.0, 1, 1, 1], [0.0] * 4
     labels = np.random.default_rng(0).integers(0, 9, (4, 3, 8, 8)).astype("u1")

@@ -105,6 +105,22 @@ def test_a_plate_that_was_stopped_goes_on_with_the_fields_that_are_missing(clien
     assert enhance_fields(source, str(output), model=model, client=client, overwrite=True).made == FIELDS
 
 
+def test_a_damaged_field_is_found_and_made_anew(client, tmp_path):
+    source, output, model = write(tmp_path / "in.zarr", "0.5"), tmp_path / "out.zarr", fast((1, 2, 2))
+    enhance_fields(source, str(output), model=model, client=client)
+    assert run("verify", output).stdout.endswith("regions, all as they were written\n")
+    good = whole(output / FIELDS[1])
+    chunk = next(file for file in sorted((output / FIELDS[1] / "0" / "c").rglob("*")) if file.is_file())
+    chunk.write_bytes(chunk.read_bytes()[:-5])
+    outcome = run("verify", output, "--reopen")
+    assert outcome.exit_code == 1
+    assert f"{output / FIELDS[1]}: level 0" in outcome.stdout
+    report = enhance_fields(source, str(output), model=model, client=client)
+    assert report.made == FIELDS[1:2]
+    np.testing.assert_array_equal(whole(output / FIELDS[1]), good)
+    assert run("verify", output).exit_code == 0
+
+
 def test_what_is_in_the_way_is_never_replaced(client, tmp_path):
     source, model = write(tmp_path / "in.zarr", "0.5"), fast((1, 2, 2))
     (tmp_path / "photos").mkdir()

@@ -133,6 +133,9 @@ def test_planes_are_converted_and_never_taken_for_channels(tmp_path):
     outcome = run("convert", folder, tmp_path / "out.zarr", "--spacing", "z=2,y=0.5,x=0.5", "--unit", "um")
     assert outcome.exit_code == 0, outcome.stderr
     np.testing.assert_array_equal(whole(open_volume(tmp_path / "out.zarr")), PLANES)
+    assert "not known" not in outcome.stderr
+    unplaced = run("convert", folder, tmp_path / "unplaced.zarr", "--spacing", "y=0.5,x=0.5")
+    assert "warning: spacing of z is not known; 1 is taken" in unplaced.stderr
     expanded = run("convert", *sorted(folder.iterdir()), tmp_path / "other.zarr")
     assert expanded.exit_code == 2
     assert "12 planes as channels of one image: give their folder" in expanded.error
