@@ -50,10 +50,11 @@ def opening_given(given: Given) -> dict[str, Any]:
 
 def first_field(source: str, given: Given) -> str | None:
     """Find the first field of a plate or well, all of which are meant where none is named."""
+    from svision_dask.locations import located
     from svision_dask.plates import fields_of
 
     fields = fields_of(source) if given["series"] is None else None
-    return None if fields is None or fields.count == 1 else f"{source.rstrip('/')}/{fields.images[0]}"
+    return None if fields is None or fields.count == 1 else str(located(source) / fields.images[0])
 
 
 @contextmanager
