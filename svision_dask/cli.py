@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,20 +14,26 @@ from svision_dask.backend import DEVICES
 from svision_dask.console import (
     Commands,
     Update,
+    assumed_lines,
     crew_lines,
+    dropped_lines,
     image_facts,
     image_lines,
     made_lines,
     plan_lines,
     progress,
 )
-from svision_dask.errors import ClusterError, OutputError, UsageError
+from svision_dask.errors import ClusterError, ImageError, OutputError, UsageError
 from svision_dask.given import (
+    Given,
     check_given,
     connected_given,
+    fields_model,
+    first_field,
     given_model,
     model_begun_with,
     open_given,
+    opening_given,
     plan_given,
     tell_drift,
     train_given,
@@ -49,6 +56,10 @@ if TYPE_CHECKING:
     from svision_dask.image import RunProgress
 
 
+MOST_PLANES = 8
+"""More single planes than these are no channels: a shell has put the names of a stack in place of its pattern."""
+
+
 @click.group(name="svision", cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="svision-dask")
 @click.option("-v", "--verbose", count=True, help="-vv shows where an error came from.")
@@ -62,10 +73,12 @@ def main(verbose: int) -> None:
 @as_json
 def info(source: str, as_json: bool, **given: Any) -> None:
     """Say what INPUT is: axes, spacing, chunks, shards, levels."""
+    from svision_dask.formats import find_image
+    from svision_dask.locations import located
     from svision_dask.omezarr import describe_omezarr, is_omezarr
 
     volume = open_given(source, given)
-    described = describe_omezarr(source) if is_omezarr(source) else None
+    described = describe_omezarr(find_image(located(source), given["series"])) if is_omezarr(source) else None
     _print_json(image_facts(volume, described)) if as_json else _print(image_lines(volume, described))
 
 
@@ -118,9 +131,16 @@ def enhance(
 
     if renormalise and not model_path:
         raise UsageError("--renormalise: a model trained on INPUT has its constants. Leave it out, or give -m.")
+    if (first := first_field(source, given)) is not None:
+        if given["empty_below"] is not None:
+            raise UsageError("--empty-below: not for a plate or well. Leave it out, or give one field by --series.")
+        flags = {"renormalise": renormalise, "overwrite": overwrite, "resume": resume, "dry_run": dry_run}
+        _enhance_fields(source, first, output, model_path, given, **flags)
+        return
     volume = open_given(source, given)
     check_output(output, source, overwrite=overwrite, resume=resume)
     begun = None if overwrite or model_path else model_begun_with(output, given)
+    _print((*assumed_lines(volume), *dropped_lines(volume)), err=True)
     with connected_given(given) as client:
         check_given(client, volume, output, given)
         planned = plan_given(volume, model_path, output, given, begun=begun, overwrite=overwrite, client=client)
@@ -153,6 +173,51 @@ def enhance(
             )
     for line in made_lines(report.made):
         click.echo(line, err=True)
+    click.echo(f"model    {report.model_path}", err=True)
+    click.echo(report.output)
+
+
+def _enhance_fields(
+    source: str,
+    first: str,
+    output: str,
+    model_path: str | None,
+    given: Given,
+    *,
+    renormalise: bool,
+    overwrite: bool,
+    resume: bool,
+    dry_run: bool,
+) -> None:
+    """Enhance every field of a plate or well by one model, trained on the first."""
+    from svision_dask.drift import DriftWarning
+    from svision_dask.plates import begun_with, enhance_fields
+
+    volume = open_given(first, given)
+    if resume and not begun_with(output):
+        raise OutputError(f"{output}: there is nothing to resume. Leave out --resume.")
+    begun = None if overwrite or model_path else fields_model(output, given)
+    with connected_given(given) as client:
+        planned = plan_given(volume, model_path, None, given, begun=begun, client=client)
+        _print(plan_lines(planned), err=not dry_run)
+        if dry_run:
+            return
+        chosen = model_path or begun
+        model = given_model(chosen, volume, renormalise=renormalise) if chosen else train_given(volume, given)
+        with progress() as update, warnings.catch_warnings():
+            warnings.simplefilter("ignore", DriftWarning)  # fields unlike the first say so in their attributes
+            report = enhance_fields(
+                source,
+                output,
+                model=model,
+                dtype=given["dtype"],
+                wishes=wishes_given(volume, given),
+                client=client,
+                overwrite=overwrite,
+                opening=opening_given(given),
+                on_field=lambda number, count, field: update("fields", number, count, field),
+            )
+    click.echo(f"fields   {len(report.made)} made, {len(report.finished)} were there", err=True)
     click.echo(f"model    {report.model_path}", err=True)
     click.echo(report.output)
 
@@ -191,7 +256,13 @@ def convert(sources: tuple[str, ...], output: str, overwrite: bool, resume: bool
     volumes = [open_given(source, given) for source in sources]
     for source in sources:
         check_output(output, source, overwrite=overwrite, resume=resume)
+    if len(volumes) > MOST_PLANES and all(volume.grid.axes == "yx" for volume in volumes):
+        raise UsageError(
+            f"{len(volumes)} planes as channels of one image: give their folder, or a pattern in quotes, to stack them "
+            "along z."
+        )
     volume = volumes[0] if len(volumes) == 1 else stack_channels(volumes)
+    _print((*assumed_lines(volume), *dropped_lines(volume)), err=True)
     with connected_given(given) as client, progress() as update:
         copy_to_zarr(
             volume,
@@ -206,6 +277,24 @@ def convert(sources: tuple[str, ...], output: str, overwrite: bool, resume: bool
 
 
 @main.command()
+@click.argument("path")
+@click.option("--data", is_flag=True, help="Read all voxels, and compare the means of the levels.")
+@as_json
+def check(path: str, data: bool, as_json: bool) -> None:
+    """Say whether PATH is a valid OME-Zarr that others will open; exit 1 if it is not."""
+    from svision_dask import checking, conformance
+
+    if not conformance.has_schemas():
+        click.echo("note: install svision-dask[check] to judge by the official JSON schemas, too", err=True)
+    found = list(checking.check(path, data=data))
+    _print_json([asdict(finding) for finding in found]) if as_json else _print(map(str, found))
+    errors = sum(finding.severity == "error" for finding in found)
+    if errors:
+        raise ImageError(f"{path}: {errors} errors. Repair the metadata, or make it anew with svision-dask convert.")
+    click.echo(f"{path}: valid, {len(found)} warnings", err=True)
+
+
+@main.command()
 @click.argument("output")
 @click.option("--reopen", is_flag=True, help="If it is damaged, let the command that made it make the damaged anew.")
 @clustering
@@ -213,18 +302,26 @@ def verify(output: str, reopen: bool, **given: Any) -> None:
     """Prove that OUTPUT, a finished output, is complete and as it was written."""
     from svision_dask import verification
 
+    images = verification.images_of(output)
     with connected_given(given) as client, progress() as update:
-        found = verification.verify(
-            output, client=client, on_progress=lambda done, total: update("verify", done, total, "")
-        )
-    if not found.damaged:
-        click.echo(f"{found.regions} regions, all as they were written")
+        found = {
+            image: verification.verify(
+                image, client=client, on_progress=lambda done, total: update("verify", done, total, "")
+            )
+            for image in images
+        }
+    regions = sum(each.regions for each in found.values())
+    damaged = {image: each for image, each in found.items() if each.damaged}
+    if not damaged:
+        click.echo(f"{regions} regions, all as they were written")
         return
-    _print(found.damaged)
+    for image, each in damaged.items():
+        _print(each.damaged if image == output else (f"{image}: {line}" for line in each.damaged))
     if reopen:
-        verification.reopen(output, found)
+        verification.reopen_damaged(output, found)
     advice = "run the command that made it again" if reopen else "--reopen lets the command that made it repair it"
-    raise OutputError(f"{output}: {len(found.damaged)} of {found.regions} regions are damaged; {advice}.")
+    count = sum(len(each.damaged) for each in damaged.values())
+    raise OutputError(f"{output}: {count} of {regions} regions are damaged; {advice}.")
 
 
 @main.command()
@@ -263,7 +360,8 @@ def demo(folder: str, seed: int, overwrite: bool) -> None:
 
 
 def _print(lines: Iterable[str], *, err: bool = False) -> None:
-    click.echo("\n".join(lines), err=err)
+    for line in lines:
+        click.echo(line, err=err)
 
 
 def _print_json(value: Any) -> None:

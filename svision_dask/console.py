@@ -192,11 +192,28 @@ def training_lines(provenance: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
+def assumed_lines(volume: Volume) -> Iterator[str]:
+    """Say what was taken for granted because the file does not say it."""
+    grid = volume.grid
+    unknown = [grid.axes[i] for i in grid.spatial if grid.units[i] is None and grid.spacing[i] == 1]
+    if unknown:
+        yield f"warning: spacing of {','.join(unknown)} is not known; 1 is taken. Use --spacing and --unit (TIFF)"
+
+
+def dropped_lines(volume: Volume) -> Iterator[str]:
+    """Name what an output will not have of its input."""
+    if volume.dropped:
+        yield f"dropped  {', '.join(volume.dropped)}"
+
+
 def image_lines(volume: Volume, info: ImageInfo | None) -> Iterator[str]:
     """Put a volume into words, and all levels if it is an OME-Zarr."""
     yield f"name     {volume.name}"
     yield f"shape    {_lengths(volume.grid.axes, volume.grid.shape)}, {volume.dtype.name}"
     yield f"spacing  {_spacing(volume.grid)}"
+    if volume.labels:
+        yield f"labels   {', '.join(label.name for label in volume.labels)}"
+    yield from dropped_lines(volume)
     if volume.channels:
         yield f"channels {', '.join(volume.channels)}"
     if info is not None:
@@ -214,6 +231,8 @@ def image_facts(volume: Volume, info: ImageInfo | None) -> dict[str, Any]:
         "dtype": volume.dtype.name,
         "units": list(volume.grid.units),
         "channels": list(volume.channels),
+        "labels": [label.name for label in volume.labels],
+        "dropped": list(volume.dropped),
         **_grid_facts(volume.grid),
     }
     if info is not None:

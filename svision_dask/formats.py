@@ -13,10 +13,16 @@ import numpy.typing as npt
 from svision_dask.errors import ImageError, UsageError
 from svision_dask.geometry import Grid, Shape, Vector
 from svision_dask.locations import Location, Remote, located
+from svision_dask.omezarr_metadata import is_omezarr
+from svision_dask.selection import Channels, Times, select
 from svision_dask.tiff import Spacing, is_tiff, open_tiff
+from svision_dask.tiff_files import is_files, open_tiff_files
 from svision_dask.volume import Box, Missing, Source, Volume, native, split_box
 
-READABLE = "an OME-Zarr folder (0.4 or 0.5) or a TIFF file (OME-TIFF, ImageJ, or a plain stack with --axes)"
+READABLE = (
+    "an OME-Zarr folder (0.4 or 0.5), a TIFF file (OME-TIFF, ImageJ, or a plain stack with --axes), or a folder of "
+    "TIFF planes"
+)
 _SAME_SPACING = 1e-6
 """Relative; ImageJ writes six decimals of its resolution."""
 
@@ -25,7 +31,9 @@ def open_volume(
     path: str | Location,
     *,
     level: int = 0,
-    series: int = 0,
+    series: int | str | None = None,
+    channel: Channels | None = None,
+    time: Times | None = None,
     axes: str | None = None,
     spacing: Spacing | None = None,
     unit: str | None = None,
@@ -36,11 +44,13 @@ def open_volume(
     Parameters
     ----------
     path
-        OME-Zarr folder, or its URL (s3, gs, https), or TIFF file.
+        OME-Zarr folder, or its URL (s3, gs, https); TIFF file; or a folder or pattern of TIFF files.
     level
         Level of the OME-Zarr pyramid; 0 is the finest.
     series
-        Which image of a TIFF file, counted from 0.
+        Which image of a TIFF file, of bioformats2raw, or of a plate or well: counted from 0, or its name or path.
+    channel, time
+        Which of them; all by default, as in `selection.select`.
     axes, spacing, unit
         For TIFF files, what the file does not say, as in `open_tiff`.
     missing
@@ -53,28 +63,54 @@ def open_volume(
     UsageError
         If an option is not for this format.
     """
-    return _open(located(path), level, series, missing, axes=axes, spacing=spacing, unit=unit)
+    volume = _open(located(path), level, series, missing, axes=axes, spacing=spacing, unit=unit)
+    return select(volume, channel=channel, time=time)
 
 
-def _open(path: Location, level: int, series: int, missing: Missing, **given: Any) -> Volume:
+def _open(path: Location, level: int, series: int | str | None, missing: Missing, **given: Any) -> Volume:
+    if not isinstance(path, Remote) and is_files(path) and not is_omezarr(path):
+        _refuse(path, "several TIFF files, each read as a whole", level=level or None, series=series)
+        return open_tiff_files(path, **given)
     if isinstance(path, Remote) or path.is_dir():
         _refuse(path, "an OME-Zarr, which says this itself", **given)
-        _refuse(path, "an OME-Zarr, which has no series", series=series or None)
-        return replace(_open_folder(path, level, missing), paths=(str(path),))
+        return replace(_open_folder(path, level, series, missing), paths=(str(path),))
     if not path.exists():
         raise ImageError(f"{path} does not exist; give {READABLE}.")
     if not is_tiff(path):
         raise ImageError(f"{path} is neither OME-Zarr nor TIFF; give {READABLE}.")
     _refuse(path, "a TIFF, of which only level 0 is read", level=level or None)
-    return replace(open_tiff(path, series=series, **given), paths=(str(path),))
+    return replace(open_tiff(path, series=series or 0, **given), paths=(str(path),))
 
 
-def _open_folder(path: Location, level: int, missing: Missing) -> Volume:
-    from svision_dask.omezarr import is_omezarr, open_omezarr
+def _open_folder(path: Location, level: int, series: int | str | None, missing: Missing) -> Volume:
+    from svision_dask.labels import read_labels
+    from svision_dask.omezarr import open_omezarr
+
+    image = find_image(path, series)
+    volume = open_omezarr(image, level=level, missing=missing)
+    labels, dropped = read_labels(image, volume, missing)
+    return replace(volume, labels=labels, dropped=(*volume.dropped, *dropped))
+
+
+def find_image(path: Location, series: int | str | None) -> Location:
+    """Find the one image that is meant: an OME-Zarr itself, or one of those that it holds.
+
+    Raises
+    ------
+    ImageError
+        If it is no OME-Zarr, or holds several images and ``series`` is None.
+    UsageError
+        If ``series`` is none of them, or there are none.
+    """
+    from svision_dask.omezarr_collections import read_collection
 
     if not isinstance(path, Remote) and not is_omezarr(path):
         raise ImageError(f"{path} is a folder without zarr metadata; give {READABLE}.")
-    return open_omezarr(path, level=level, missing=missing)
+    collection = read_collection(path)
+    if collection is None:
+        _refuse(path, "an OME-Zarr, which has no series", series=series)
+        return path
+    return path / collection.find(path, series)
 
 
 def _refuse(path: Location, reason: str, **options: object) -> None:

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from svision_dask.architecture import Architecture
 from svision_dask.arguments import parse_box, parse_lengths, parse_numbers, parse_options, parse_size, parse_tolerance
+from svision_dask.codec import parse_codec
 from svision_dask.console import progress, training_lines
 from svision_dask.errors import OutputError, UsageError
 from svision_dask.plan import Plan, Wishes
@@ -37,15 +38,23 @@ def open_given(source: str, given: Given) -> Volume:
     """Open the input."""
     from svision_dask.formats import open_volume
 
+    return open_volume(source, **opening_given(given))
+
+
+def opening_given(given: Given) -> dict[str, Any]:
+    """Collect how inputs are to be opened."""
     spacing = parse_numbers(given["spacing"], option="--spacing") if given["spacing"] is not None else None
-    return open_volume(
-        source,
-        level=given["level"],
-        axes=given["axes"],
-        spacing=spacing,
-        unit=given["unit"],
-        missing=given["missing"],
-    )
+    names = ("level", "series", "channel", "time", "axes", "unit", "missing")
+    return {"spacing": spacing, **{name: given[name] for name in names}}
+
+
+def first_field(source: str, given: Given) -> str | None:
+    """Find the first field of a plate or well, all of which are meant where none is named."""
+    from svision_dask.locations import located
+    from svision_dask.plates import fields_of
+
+    fields = fields_of(source) if given["series"] is None else None
+    return None if fields is None or fields.count == 1 else str(located(source) / fields.images[0])
 
 
 @contextmanager
@@ -131,15 +140,28 @@ def _design_of(model_path: str, volume: Volume) -> Architecture:
 
 def model_begun_with(output: str, given: Given) -> str | None:
     """Find the model of an unfinished output that was trained for it with the same options."""
-    from svision_dask.ledger import first_difference
-    from svision_dask.model import load_model
     from svision_dask.output import begun_record
-    from svision_dask.pipeline import model_path_beside
 
     record = begun_record(output)
-    if record is None or not record.get("model"):
-        return None
-    path = model_path_beside(output, str(record["model"]))
+    digest = record.get("model") if record is not None else None
+    return _model_of(output, str(digest), given) if digest else None
+
+
+def fields_model(output: str, given: Given) -> str | None:
+    """Find the model with which the fields of a plate were begun, likewise."""
+    from svision_dask.plates import begun_with
+
+    digest = begun_with(output)
+    return _model_of(output, digest, given) if digest else None
+
+
+def _model_of(output: str, digest: str, given: Given) -> str:
+    """Find the model beside an output, and that it was trained with the same options."""
+    from svision_dask.ledger import first_difference
+    from svision_dask.model import load_model
+    from svision_dask.pipeline import model_path_beside
+
+    path = model_path_beside(output, digest)
     if not path.exists():
         raise OutputError(f"{output} is unfinished, and its model {path} is gone. Use --overwrite to begin anew.")
     difference = first_difference(_asked(given), load_model(path).provenance.get("asked") or {})
@@ -215,6 +237,8 @@ def wishes_given(volume: Volume, given: Given) -> Wishes:
         workers=given.get("workers"),
         worker_memory_bytes=parse_size(memory, option="--memory") if memory is not None else None,
         version=given["version"],
+        codec=parse_codec(given["codec"]),
+        pyramid=given["pyramid"],
         device=given.get("device"),
         precision=given.get("precision"),
     )

@@ -13,26 +13,31 @@ import numpy as np
 from svision_dask.cluster import own_or
 from svision_dask.errors import OutputError
 from svision_dask.geometry import Grid, Regions
+from svision_dask.label_images import label_levels, label_place, label_plan
+from svision_dask.labels import on_grid
 from svision_dask.ledger import UNDONE, Ledger, Receipt, Record, claim, first_difference
 from svision_dask.locations import Location, Remote
-from svision_dask.omezarr import StoredArray
+from svision_dask.omezarr import StoredArray, is_omezarr, read_provenance
+from svision_dask.omezarr_arrays import storage_shapes
 from svision_dask.omezarr_checksums import store_checksums
-from svision_dask.omezarr_write import add_levels, create_store, open_level, publish, storage_shapes
+from svision_dask.omezarr_write import add_levels, create_store, list_labels, open_level, publish
 from svision_dask.output import begun_record, remove_existing
 from svision_dask.plan import Plan, Wishes
-from svision_dask.pyramid import halving, pyramid_grids
+from svision_dask.pyramid import step_between
 from svision_dask.regions import CoarsenTask, CopyTask, EnhanceTask, RegionTask, run_regions
-from svision_dask.volume import Volume
+from svision_dask.volume import Label, Shown, Volume
 from svision_dask.workload import GPU_SEATS
 
 if TYPE_CHECKING:
     from distributed import Client
 
+MEASURED = 384
+"""Voxels per axis, at most, that percentiles are taken of."""
 SHOWN = (0.1, 99.9)
 """Percentiles of the coarsest level between which viewers show a channel at first."""
 RECORDED = (
     *("axes", "input_shape", "output_spacing", "output_origin", "units", "factor", "halo", "tile", "chunk"),
-    *("device", "precision"),
+    *("device", "precision", "codec"),
 )
 """Of the plan, with shard, region, version and dtype: what decides on voxels and where they are."""
 
@@ -80,6 +85,10 @@ class Job:
     """Provenance, as JSON values."""
     empty_below: float | None = None
     """What the task takes for empty."""
+    label: Label | None = None
+    """If labels are to be made: which, as the input has them."""
+    levels: tuple[Grid, ...]
+    """Of the pyramid, finest first."""
 
     @property
     def record(self) -> Record:
@@ -90,6 +99,7 @@ class Job:
             "model": self.model,
             "empty_below": self.empty_below,
             **{key: planned[key] for key in (*RECORDED, "shard", "region", "version", "dtype")},
+            "levels": [list(grid.shape) for grid in self.levels],
             **{package: version(package) for package in ("svision-dask", "torch")},
         }
 
@@ -137,7 +147,7 @@ def make_image(
     RegionError
         If regions could not be made; what was made stays, to go on with.
     """
-    plan, levels = job.plan, pyramid_grids(job.plan.fine)
+    plan, levels = job.plan, job.levels
     cuts = [plan.regions, *(_regions(plan, grid) for grid in levels[1:])]
     tally = _Tally(cuts=cuts, axes=plan.fine.axes, on_progress=on_progress)
     with claim(job.output) as ledger:
@@ -159,6 +169,7 @@ def make_image(
                     on_receipt=on_receipt,
                     seats=GPU_SEATS if gpus and level == 0 else 1,
                 )
+            _make_labels(job, cluster)
         for level, regions in enumerate(cuts):
             assert UNDONE not in ledger.checksums[level], level
             made = ledger.checksums[level].astype(np.uint32).reshape(regions.counts)
@@ -175,9 +186,44 @@ def make_image(
                 "record": job.record,
                 **tally.counted,
             },
-            windows=_windows(job.output, levels, tally.limits),
+            shown=_shown(job, tally.limits) if job.label is None else None,
+            label=job.label.described if job.label else None,
+            carried=job.volume.carried,
         )
-    return Made(levels=tuple(levels), **tally.counted)
+    return Made(levels=levels, **tally.counted)
+
+
+def _make_labels(job: Job, cluster: Client) -> None:
+    """Make the labels of an image before it is published: what looks finished must be."""
+    for label in job.volume.labels:
+        _make_label(_label_job(job, label), cluster)
+    if job.volume.labels:
+        list_labels(job.output, [label.name for label in job.volume.labels], version=job.plan.version)
+
+
+def _label_job(job: Job, label: Label) -> Job:
+    levels, output = label_levels(label, job.levels), label_place(job.output, label)
+    source = replace(label.volume.bare, shown=(), channels=())
+    return Job(
+        volume=source,
+        output=output,
+        plan=label_plan(label, levels[0], job.plan),
+        task=CopyTask(volume=on_grid(source, levels[0]), output=str(output.absolute())),
+        model=None,
+        about={"package": job.about["package"], "input": source.name},
+        label=label,
+        levels=levels,
+    )
+
+
+def _make_label(job: Job, cluster: Client) -> None:
+    """Make labels, or go on with them; those that are finished stay."""
+    known = read_provenance(job.output) if is_omezarr(job.output) else {}
+    record, begun = job.record, begun_record(job.output)
+    if known.get("state") == "complete" and first_difference(record, known.get("record") or {}) is None:
+        return
+    again = bool(known) and (begun is None or first_difference(record, begun) is not None)
+    make_image(job, client=cluster, overwrite=again, on_progress=None)
 
 
 def _begun(
@@ -186,6 +232,7 @@ def _begun(
     """Create the store, or give the receipts of one that was begun."""
     counts, known, plan = [len(regions) for regions in cuts], begun_record(job.output), job.plan
     stored: Any = {"version": plan.version, "dtype": plan.dtype, "chunks": plan.chunk, "shards": plan.shard}
+    stored["codec"] = plan.codec
     if overwrite or known is None:
         if overwrite:
             remove_existing(job.output)
@@ -222,7 +269,10 @@ def _regions(plan: Plan, grid: Grid) -> Regions:
 def _task(job: Job, levels: Sequence[Grid], level: int, run: str) -> RegionTask:
     if level == 0:
         return replace(job.task, run=run)
-    return CoarsenTask(output=str(job.output.absolute()), level=level, factor=halving(levels[level - 1]), run=run)
+    output = str(job.output.absolute())
+    if job.label is not None:  # each level from the labels themselves: the nearest of the nearest is not the nearest
+        return CopyTask(volume=on_grid(job.volume, levels[level]), output=output, run=run, level=level)
+    return CoarsenTask(output=output, level=level, factor=step_between(levels[level - 1], levels[level]), run=run)
 
 
 class _Tally:
@@ -263,16 +313,40 @@ class _Tally:
             )
 
 
+def _shown(job: Job, limits: dict[int, tuple[float, float]]) -> list[Shown]:
+    """Show each channel as the input does, or from its own voxels where the input does not say.
+
+    Voxels of another type have the same intensities, so what is shown stays; the limits of the control, which often are
+    those of the type, become those of the voxels.
+    """
+    given = job.volume.shown or (Shown(),) * len(limits)
+    measured = None
+    shown = []
+    for channel, (each, (low, high)) in enumerate(zip(given, (limits[c] for c in sorted(limits)), strict=True)):
+        window = each.window
+        if window is None:
+            measured = measured or _windows(job.output, job.levels, limits)
+            window = measured[channel]
+        elif np.dtype(job.plan.dtype) != job.volume.dtype:
+            window = (min(low, window[2]), max(high, window[3]), *window[2:])
+        shown.append(replace(each, window=window))
+    return shown
+
+
 def _windows(
     output: str | Location, levels: Sequence[Grid], limits: dict[int, tuple[float, float]]
 ) -> list[tuple[float, float, float, float]]:
-    """Per channel: lowest and highest voxel, and percentiles to show, of the first time point's coarsest level."""
+    """Per channel: lowest and highest voxel, and percentiles to show, of the first time point's coarsest level.
+
+    Of a level that is not small, because few are wanted, the middle is looked at.
+    """
     axes = levels[0].axes
     coarsest = open_level(output, len(levels) - 1)
     windows = []
     for channel, (low, high) in sorted(limits.items()):
         chosen = {"t": slice(0, 1), "c": slice(channel, channel + 1)}
-        voxels = np.asarray(coarsest[tuple(chosen.get(axis, slice(None)) for axis in axes)])
+        spatial = (slice(max(0, (n - MEASURED) // 2), (n + MEASURED) // 2) for n in coarsest.shape)
+        voxels = np.asarray(coarsest[tuple(chosen.get(a, s) for a, s in zip(axes, spatial, strict=True))])
         finite = voxels[np.isfinite(voxels)].astype(np.float64)
         start, end = (float(v) for v in np.percentile(finite, SHOWN)) if finite.size else (low, high)
         if end <= start:  # nearly all voxels are alike

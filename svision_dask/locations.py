@@ -10,8 +10,10 @@ import errno
 import hashlib
 import os
 import re
+import zipfile
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
@@ -148,6 +150,67 @@ class Remote:
         return sync(fs.loop, attempt, lambda: call(fs, path), self.url)
 
 
+class Zipped(Remote):
+    """A place in a zip file, for reading only; its URL is the path of the file, and the path in it."""
+
+    @property
+    def scheme(self) -> str:
+        """``"zip"``."""
+        return "zip"
+
+    @property
+    def file(self) -> Path:
+        """The zip file."""
+        return next(each for each in (Path(self.url), *Path(self.url).parents) if each.is_file())
+
+    @property
+    def inner(self) -> str:
+        """Path in the zip file."""
+        inner = Path(self.url).relative_to(self.file).as_posix()
+        return "" if inner == "." else inner
+
+    def __truediv__(self, name: str) -> Zipped:
+        return Zipped(f"{self.url}/{name}")
+
+    def read_bytes(self) -> bytes:
+        """Read all of it."""
+        with zipfile.ZipFile(self.file) as held:
+            if held.NameToInfo.get(self.inner) is None:
+                raise FileNotFoundError(errno.ENOENT, "not in the zip file", str(self))
+            return held.read(self.inner)
+
+    def exists(self) -> bool:
+        """Say yes: a zip file is never made."""
+        return True
+
+    def absent(self, names: Iterable[str]) -> list[str]:
+        """List which of ``names`` are not here, or empty."""
+        sizes = _sizes(str(self.file), self.file.stat().st_mtime_ns)
+        start = f"{self.inner}/" if self.inner else ""
+        return [name for name in names if not sizes.get(start + name)]
+
+    def stamp(self) -> str:
+        """Give what changes with the content."""
+        return str(self.file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _sizes(file: str, _changed: int) -> dict[str, int]:
+    with zipfile.ZipFile(file) as held:
+        return {info.filename: info.file_size for info in held.infolist()}
+
+
+def _zipped(path: Path) -> Zipped | None:
+    """Find the image in a zip file: at its top, or in the one folder at its top; None for any other file."""
+    file = next((p for p in (path, *path.parents) if p.suffix.lower() in (".zip", ".ozx") and p.is_file()), None)
+    if file is None or not zipfile.is_zipfile(file):
+        return None
+    names = _sizes(str(file.absolute()), file.stat().st_mtime_ns)
+    tops, place = {name.partition("/")[0] for name in names}, Zipped(str(path.absolute()))
+    inside = file != path or len(tops) != 1 or tops & {"zarr.json", ".zgroup", ".zattrs"}
+    return place if inside else place / tops.pop()
+
+
 Location = Path | Remote
 
 
@@ -160,7 +223,7 @@ def located(place: str | Path | Remote) -> Location:
         If it is a URL that is not for images, or one with credentials, which are not repeated.
     """
     if isinstance(place, Remote) or "://" not in str(place):
-        return place if isinstance(place, Remote) else Path(place)
+        return place if isinstance(place, Remote) else _zipped(Path(place)) or Path(place)
     scheme, _, rest = str(place).partition("://")
     if scheme.lower() not in EXTRAS:
         raise UsageError(f"a URL that begins with {scheme[:20]}://: allowed are {', '.join(EXTRAS)}, and plain paths.")

@@ -1,4 +1,4 @@
-"""Read OME-Zarr images, 0.4 (zarr v2) and 0.5 (zarr v3): metadata at once, voxels only when they are asked for.
+"""Read OME-Zarr images, up to 0.4 (zarr v2) and 0.5 (zarr v3): metadata at once, voxels only when they are asked for.
 
 What the file does not say is not guessed, and nothing outside the image's own folder is opened.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,14 @@ import zarr
 from svision_dask.errors import ImageError
 from svision_dask.geometry import Grid, Shape
 from svision_dask.locations import Location, Remote, located
-from svision_dask.omezarr_metadata import Metadata, first_problem, is_omezarr, read_metadata, read_provenance
+from svision_dask.omezarr_metadata import (
+    Metadata,
+    first_problem,
+    folder_inside,
+    is_omezarr,
+    read_metadata,
+    read_provenance,
+)
 from svision_dask.remote_store import METADATA_FILES, MissingChunkError, RemoteStore, folder_of, store_at
 from svision_dask.volume import Missing, Volume, split_box
 
@@ -34,6 +41,8 @@ __all__ = [
 ]
 
 VOXEL_TYPES = {"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"}
+OBJECT_CODECS = {"pickle", "json2", "msgpack2", "vlen-utf8", "vlen-bytes", "vlen-array", "categorize"}
+"""Of numcodecs."""
 CHUNK_BYTES = 2**31
 """Codecs count the bytes of a chunk in 32 bits with a sign."""
 CHUNKS_PER_AXIS = 10**6
@@ -159,13 +168,21 @@ def open_omezarr(path: str | Location, *, level: int = 0, missing: Missing = "er
     """
     metadata = read_metadata(located(path))
     array, found = _read_level(metadata, level, missing)
-    return Volume.from_source(
+    volume = Volume.from_source(
         StoredArray(array, missing),
         found.grid,
         chunks=_dask_chunks(array),
         channels=_channels(metadata, found.grid),
         name=metadata.name,
         identity=f"{_identity(metadata.path, metadata.path / metadata.datasets[level].path)}, missing chunks {missing}",
+    )
+    channels = found.grid.shape[found.grid.axes.index("c")] if "c" in found.grid.axes else 1
+    return replace(
+        volume,
+        shown=metadata.shown if len(metadata.shown) == channels else (),
+        carried=metadata.carried,
+        dropped=metadata.dropped,
+        levels=tuple(dataset.spacing for dataset in metadata.datasets[level:]),
     )
 
 
@@ -226,8 +243,9 @@ def _read_level(metadata: Metadata, level: int, missing: Missing = "error") -> t
         )
     dataset = metadata.datasets[level]
     where = f"{metadata.path}, level {level} ({dataset.path!r})"
-    array = _open_array(metadata, _folder_inside(metadata.path, dataset.path, where), where, missing)
+    array = _open_array(metadata, folder_inside(metadata.path, dataset.path, where), where, missing)
     _check_array(metadata, array, where)
+    _check_codecs(array, where)
     _check_storage(array, where)
     return array, Level(
         path=dataset.path,
@@ -243,23 +261,6 @@ def _read_level(metadata: Metadata, level: int, missing: Missing = "error") -> t
         shards=array.shards,
         compressors=tuple(_compressor_name(c) for c in array.compressors),
     )
-
-
-def _folder_inside(root: Location, path: str, where: str) -> Location:
-    """Resolve the folder of an array, which must be inside the image's: metadata must not open other files."""
-    if (
-        not path
-        or path.startswith("/")
-        or {".", ".."} & set(path.split("/"))
-        or any(s in path for s in ("\\", "://", "\0"))
-    ):
-        raise ImageError(f"{where}: the path of an array must lead down from the image. Repair the metadata.")
-    if isinstance(root, Remote):
-        return root / path
-    folder = root.absolute() / path
-    if not folder.resolve().is_relative_to(root.resolve()):
-        raise ImageError(f"{where}: the array lies outside the image, behind a symbolic link. Copy it into the image.")
-    return folder
 
 
 def _open_array(metadata: Metadata, folder: Location, where: str, missing: Missing) -> zarr.Array[Any]:
@@ -289,6 +290,13 @@ def _check_array(metadata: Metadata, array: zarr.Array[Any], where: str) -> None
         raise ImageError(
             f"{where}: the array names its axes {names}, the image {metadata.axis_names}. Repair one of them."
         )
+
+
+def _check_codecs(array: zarr.Array[Any], where: str) -> None:
+    """Refuse codecs that build objects: decoding may run whatever the file says."""
+    found = {_compressor_name(codec) for codec in (*array.filters, *array.compressors)}
+    if hostile := found & OBJECT_CODECS:
+        raise ImageError(f"{where}: codec {', '.join(hostile)} is for objects, not for voxels. Convert the image.")
 
 
 def _check_storage(array: zarr.Array[Any], where: str) -> None:

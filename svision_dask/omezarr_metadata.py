@@ -1,4 +1,4 @@
-"""The metadata of OME-Zarr images, 0.4 (zarr v2) and 0.5 (zarr v3): read, checked, and put into plain values.
+"""The metadata of OME-Zarr images, up to 0.4 (zarr v2) and 0.5 (zarr v3): read, checked, and put into plain values.
 
 The published models of ome-zarr-models do the checking; they do not leave this module.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import zarr
@@ -19,13 +20,20 @@ from pydantic import ValidationError
 from svision_dask.errors import ImageError, UsageError
 from svision_dask.geometry import AXES, Vector, check_axes
 from svision_dask.locations import Location, Remote, located
+from svision_dask.omezarr_extras import carried_attributes, dropped_attributes, read_shown
 from svision_dask.remote_store import store_at
+from svision_dask.volume import Shown
 
 PROVENANCE = "svision_dask"
 """The attribute of a group in which svision-dask says how the image was made, and whether it is finished."""
 AXIS_TYPES = dict(zip(AXES, ["time", "channel", "space", "space", "space"], strict=True))
 CONTAINERS = {"bioformats2raw.layout": 1, "plate": 3, "well": 1, "labels": 1}
 """Attributes of groups that hold images, and how many folders down the images are."""
+
+OLD_VERSIONS = ("0.1", "0.2", "0.3")
+"""Of OME-Zarr, in zarr v2: without any spacing."""
+METADATA_BYTES = 2**26
+"""Of one file; the largest that is known has some hundred thousand fields of a plate."""
 
 Multiscale = MultiscaleV04 | MultiscaleV05
 Attributes = Mapping[str, Any]
@@ -55,7 +63,13 @@ class Metadata:
     """One per level, finest first."""
     labels: tuple[str, ...]
     """Channel names of the display settings; they may be fewer or more than the channels."""
+    shown: tuple[Shown, ...]
+    """As the display settings say, likewise."""
     provenance: Attributes
+    carried: Attributes
+    """What other programs wrote beside all that."""
+    dropped: tuple[str, ...]
+    """What outputs will not have."""
 
 
 def is_omezarr(path: str | Location) -> bool:
@@ -86,7 +100,10 @@ def read_metadata(path: Location) -> Metadata:
         units=tuple(a.unit if isinstance(a.unit, str) and a.unit else None for a in multiscale.axes),
         datasets=_datasets(path, multiscale),
         labels=_labels(ome.get("omero")),
+        shown=read_shown(ome.get("omero")),
         provenance=provenance,
+        carried=carried_attributes(zarr_format, attributes),
+        dropped=dropped_attributes(zarr_format, attributes),
     )
 
 
@@ -113,12 +130,21 @@ def read_attributes(path: Location) -> tuple[Literal[2, 3], Attributes]:
         zarr_format = _zarr_format(path)
     except OSError as error:  # of a server
         raise ImageError(f"{path} cannot be read: {error.strerror}. Check the URL, then try again.") from error
+    _check_size(path)
     try:
         # A consolidated copy of the metadata may be older than the metadata.
         group = zarr.open_group(store_at(path), mode="r", zarr_format=zarr_format, use_consolidated=False)
         return zarr_format, group.attrs.asdict()
     except Exception as error:  # damaged metadata make zarr raise nearly anything
         raise ImageError(f"{path}: the metadata of the zarr group cannot be read: {first_problem(error)}.") from error
+
+
+def _check_size(path: Location) -> None:
+    """Refuse metadata that would fill the memory before anybody has looked at them."""
+    for file in (path / name for name in ("zarr.json", ".zattrs", ".zgroup")):
+        if isinstance(file, Path) and file.is_file() and file.stat().st_size > METADATA_BYTES:
+            size = file.stat().st_size
+            raise ImageError(f"{file}: {size} bytes of metadata; allowed are {METADATA_BYTES}. Give another image.")
 
 
 def _zarr_format(path: Location) -> Literal[2, 3]:
@@ -149,6 +175,29 @@ def _nothing_at(path: Location) -> str:
     return ""
 
 
+def folder_inside(root: Location, path: str, where: str) -> Location:
+    """Resolve the folder of an array or an image, which must be inside ``root``: metadata must not open other files.
+
+    Raises
+    ------
+    ImageError
+        If the path leads elsewhere, also by a symbolic link; the message begins with ``where``.
+    """
+    if (
+        not path
+        or path.startswith("/")
+        or {".", ".."} & set(path.split("/"))
+        or any(s in path for s in ("\\", "://", "\0"))
+    ):
+        raise ImageError(f"{where}: the path of an array must lead down from the image. Repair the metadata.")
+    if isinstance(root, Remote):
+        return root / path
+    folder = root.absolute() / path
+    if not folder.resolve().is_relative_to(root.resolve()):
+        raise ImageError(f"{where}: the array lies outside the image, behind a symbolic link. Copy it into the image.")
+    return folder
+
+
 def first_problem(error: Exception) -> str:
     """Put the first problem that ``error`` names on one line."""
     if isinstance(error, ValidationError):
@@ -167,17 +216,37 @@ def _parse_multiscale(path: Location, zarr_format: int, ome: Attributes) -> Mult
     entry = _mapping(entries[0])
     # 0.5 has the version beside the multiscales; 0.4 has it inside, where it may be missing.
     version = ome.get("version") if zarr_format == 3 else entry.get("version", "0.4")
+    stated = version
+    if zarr_format == 2 and version in OLD_VERSIONS:
+        version, entry = "0.4", _from_old(entry)
     if version != ("0.5" if zarr_format == 3 else "0.4"):
         raise ImageError(
-            f"{path}: OME-Zarr {version!r} in zarr v{zarr_format}; allowed are '0.4' in v2 and '0.5' in v3. Convert it."
+            f"{path}: OME-Zarr {stated!r} in zarr v{zarr_format}; allowed are '0.1' to '0.4' in v2 and '0.5' in v3. "
+            "Convert it."
         )
     model = MultiscaleV05 if zarr_format == 3 else MultiscaleV04
     try:
         return model.model_validate({**entry, "axes": _with_types(entry.get("axes"))})
     except Exception as error:  # validators of the models can meet values that they did not expect
         raise ImageError(
-            f"{path}: the metadata are not valid OME-Zarr {version}: {first_problem(error)}. Repair them."
+            f"{path}: the metadata are not valid OME-Zarr {stated}: {first_problem(error)}. Repair them."
         ) from error
+
+
+def _from_old(entry: Attributes) -> Attributes:
+    """Put an entry of 0.1, 0.2 or 0.3 as 0.4 has it: level 0 only, because these never say where coarser levels are.
+
+    0.1, 0.2: "the array MUST be 5-dimensional … in the order (t, c, z, y, x)"; 0.3: "axes" is a list of names.
+    """
+    axes, datasets = entry.get("axes", list(AXES)), entry.get("datasets")
+    names = axes if isinstance(axes, list) and all(isinstance(each, str) for each in axes) else []
+    first = datasets[:1] if isinstance(datasets, list) else []
+    scale = [{"type": "scale", "scale": [1.0] * len(names)}]
+    return {
+        **{key: value for key, value in entry.items() if key == "name"},
+        "axes": [{"name": name} for name in names],
+        "datasets": [{"path": _mapping(each).get("path"), "coordinateTransformations": scale} for each in first],
+    }
 
 
 def _with_types(axes: Any) -> Any:

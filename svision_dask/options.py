@@ -10,7 +10,7 @@ import click
 from svision_dask.architecture import PRESETS
 from svision_dask.backend import DEVICES, PRECISIONS
 from svision_dask.degradation import DEGRADES, NOISE_MODELS
-from svision_dask.plan import VERSIONS
+from svision_dask.plan import PYRAMIDS, VERSIONS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -28,6 +28,9 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
 
 opening = _options(
     click.option("--level", default=0, show_default=True, help="Level of an OME-Zarr to read; 0 is the finest."),
+    click.option("--series", help="Which of several images (TIFF, bioformats2raw, plate): its number or name."),
+    click.option("--channel", help="Channels to read, by number from 0 or by name: DAPI, or 0,2."),
+    click.option("--time", help="Time points to read, a number from 0 or start:stop."),
     click.option("--axes", help="Axes of a TIFF that does not say, such as zyx or czyx."),
     click.option("--spacing", help="Voxel spacing of a TIFF that does not say: 0.5, 2,0.5,0.5 or z=2,y=0.5,x=0.5."),
     click.option("--unit", help="Unit of the spacing, such as micrometer."),
@@ -86,6 +89,14 @@ learning = _options(
 storing = _options(
     click.option("--chunks", help="Output voxels per chunk."),
     click.option("--shards", help="Output voxels per shard; whole chunks."),
+    click.option("--codec", default="zstd", show_default=True, help="zstd, blosc, gzip, each with :LEVEL; or none."),
+    click.option(
+        "--pyramid",
+        type=click.Choice(PYRAMIDS),
+        default="isotropic",
+        show_default=True,
+        help="Which axes coarser levels halve; xy for viewers that want all planes, match for steps as INPUT has.",
+    ),
     click.option("--ome-zarr-version", "version", type=click.Choice(VERSIONS), default="0.5", show_default=True),
 )
 running = _options(

@@ -20,13 +20,14 @@ from svision_dask.drift import DriftWarning, drift
 from svision_dask.enhancement import check_model, full_factor
 from svision_dask.errors import UsageError
 from svision_dask.formats import open_volume
-from svision_dask.geometry import SPATIAL
+from svision_dask.geometry import SPATIAL, Grid
 from svision_dask.image import Job, Made, RunProgress, as_recorded, make_image
 from svision_dask.locations import Location, Remote, located, state_folder
 from svision_dask.model import Model, load_model
 from svision_dask.output import check_output
 from svision_dask.plan import Machine, Plan, Wishes, plan_enhancement
 from svision_dask.preflight import check_workers
+from svision_dask.pyramid import pyramid_grids, whole_steps
 from svision_dask.regions import CopyTask, EnhanceTask
 from svision_dask.volume import Volume
 
@@ -85,7 +86,7 @@ def plan_volume(
     PlanError
         If it cannot be cut as asked, or does not fit the machine.
     UsageError
-        If ``dtype`` is neither ``"same"`` nor ``"float32"``.
+        If ``dtype`` is neither ``"same"`` nor ``"float32"``, or the pyramid cannot be had, as `levels_of`.
     """
     if dtype not in ("same", "float32"):
         raise UsageError(f"dtype {dtype!r}: allowed are same and float32.")
@@ -94,7 +95,7 @@ def plan_volume(
     machine = machine or this_machine(output, gpus=client is None and wishes.device != "cpu")
     wishes = check_workers(client, device=wishes.device).wishes(wishes) if client else wishes_here(wishes, machine)
     named = dict(zip(SPATIAL, design.factor, strict=True))
-    return plan_enhancement(
+    plan = plan_enhancement(
         volume.grid,
         factor=tuple(named.get(axis, 1) for axis in volume.grid.axes),
         halo=design.halo,
@@ -106,6 +107,8 @@ def plan_volume(
         wishes=wishes,
         sampling=design.sampling,
     )
+    levels_of(plan, volume)  # a pyramid that cannot be is refused now
+    return plan
 
 
 def enhance_to_zarr(
@@ -186,7 +189,7 @@ def enhance_to_zarr(
     kept.parent.mkdir(parents=True, exist_ok=True)
     path = Path(model) if isinstance(model, (str, Path)) else trained.save(kept)
     task = EnhanceTask(
-        volume=volume,
+        volume=volume.bare,
         model_path=str(path.absolute()),
         model_digest=trained.digest,
         output=str(located(output).absolute()),
@@ -196,6 +199,7 @@ def enhance_to_zarr(
     about = {
         "package": f"svision-dask {version('svision-dask')}",
         "input": volume.name,
+        "dropped": list(volume.dropped),
         "model": trained.digest,
         "drift": differences,
         # The loss curve stays in the model, which is kept; readers of the image load all of its attributes.
@@ -209,6 +213,7 @@ def enhance_to_zarr(
         model=trained.digest,
         about=about,
         empty_below=empty_below,
+        levels=levels_of(plan, volume),
     )
     made = make_image(job, client=client, overwrite=overwrite, on_progress=on_progress)
     return Report(
@@ -219,6 +224,21 @@ def enhance_to_zarr(
         model_digest=trained.digest,
         seconds=time.monotonic() - started,
     )
+
+
+def levels_of(plan: Plan, volume: Volume) -> tuple[Grid, ...]:
+    """Choose the grids of an output's pyramid.
+
+    Raises
+    ------
+    UsageError
+        If it is to match that of the input, and there is none, or its steps are not whole.
+    """
+    steps = whole_steps(volume.levels) if plan.pyramid == "match" and volume.levels else ()
+    if plan.pyramid == "match" and (steps is None or not volume.levels):
+        what = "has levels that are not whole steps apart" if volume.levels else "has no pyramid to match"
+        raise UsageError(f"{volume.name} {what}. Use --pyramid isotropic, xy or none.")
+    return tuple(pyramid_grids(plan.fine, kind=plan.pyramid, steps=steps or ()))
 
 
 def _check_plan(plan: Plan, volume: Volume, model: Model) -> None:
@@ -278,8 +298,17 @@ def copy_to_zarr(
         machine=this_machine(output),
         wishes=replace(wishes, device="cpu", gpu_bytes=None),
     )
-    about = {"package": f"svision-dask {version('svision-dask')}", "input": volume.name}
-    task = CopyTask(volume=volume, output=str(located(output).absolute()))
-    job = Job(volume=volume, output=located(output), plan=plan, task=task, model=None, about=about)
+    package = f"svision-dask {version('svision-dask')}"
+    about = {"package": package, "input": volume.name, "dropped": list(volume.dropped)}
+    task = CopyTask(volume=volume.bare, output=str(located(output).absolute()))
+    job = Job(
+        volume=volume,
+        output=located(output),
+        plan=plan,
+        task=task,
+        model=None,
+        about=about,
+        levels=levels_of(plan, volume),
+    )
     make_image(job, client=client, overwrite=overwrite, on_progress=on_progress)
     return plan

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from svision_dask.backend import CPU, Backend, Device, Precision
+from svision_dask.codec import ZSTD, Codec
 from svision_dask.degradation import Sampling
 from svision_dask.errors import PlanError
 from svision_dask.geometry import SPATIAL, Grid, Regions, Shape
@@ -31,6 +32,9 @@ COMPRESSION = 10
 
 Version = Literal["0.4", "0.5"]
 VERSIONS: tuple[Version, ...] = ("0.4", "0.5")
+Pyramid = Literal["isotropic", "xy", "match", "none"]
+"""Which axes become coarser from level to level: the finest, y and x, those of the input's levels; or no levels."""
+PYRAMIDS: tuple[Pyramid, ...] = ("isotropic", "xy", "match", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,8 @@ class Plan:
     """Voxel data of the output without its pyramid, uncompressed."""
     disk_free_bytes: int | None = None
     backend: Backend = CPU
+    codec: Codec = ZSTD
+    pyramid: Pyramid = "isotropic"
 
     @property
     def regions(self) -> Regions:
@@ -89,6 +95,8 @@ class Plan:
             "region": _by_axis(self.coarse.axes, self.region),
             "regions": len(self.regions),
             "version": self.version,
+            "codec": str(self.codec),
+            "pyramid": self.pyramid,
             "dtype": self.dtype,
             "redundant_compute_percent": round(100 * (self.redundancy - 1), 1),
             "workers": self.workers,
@@ -131,6 +139,8 @@ class Wishes:
     gpu_bytes: int | None = None
     """What a forward pass may use of each GPU; None where the processor computes."""
     version: Version = "0.5"
+    codec: Codec = ZSTD
+    pyramid: Pyramid = "isotropic"
 
 
 def plan_enhancement(
@@ -213,6 +223,8 @@ def plan_enhancement(
         write_bytes=write_bytes,
         disk_free_bytes=machine.disk_free_bytes,
         backend=Backend(device=wishes.device or "cpu", precision=wishes.precision or "float32"),
+        codec=wishes.codec,
+        pyramid=wishes.pyramid,
     )
 
 

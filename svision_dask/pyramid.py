@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from svision_dask.errors import UsageError
-from svision_dask.geometry import Grid, Shape
+from svision_dask.geometry import Grid, Shape, Vector
+from svision_dask.plan import Pyramid
 
 ISOTROPY = math.sqrt(2)
 """An axis is halved while its spacing is below this many times the finest one.
@@ -28,18 +30,25 @@ FEW = 64
 Block = npt.NDArray[Any]
 
 
-def pyramid_grids(grid: Grid, *, smallest: int = 256) -> list[Grid]:
+def pyramid_grids(
+    grid: Grid, *, smallest: int = 256, kind: Pyramid = "isotropic", steps: Sequence[Shape] = ()
+) -> list[Grid]:
     """Choose the grids of a pyramid, ``grid`` first.
 
-    Every step halves the spatial axes that are about as fine as the finest (`ISOTROPY`), so that levels become
-    isotropic before all axes shrink together. Time and channels are never halved.
+    By default, every step halves the spatial axes that are about as fine as the finest (`ISOTROPY`), so that levels
+    become isotropic before all axes shrink together. Time and channels are never halved.
 
     Parameters
     ----------
     grid
         Level 0.
     smallest
-        The last level is the first one with at most this many voxels along every spatial axis.
+        The last level is the first one with at most this many voxels along every axis that is halved.
+    kind
+        ``"isotropic"``; ``"xy"``, for viewers that cannot take levels with fewer planes; ``"match"``, as ``steps`` say;
+        ``"none"`` for level 0 alone.
+    steps
+        By how much each level is coarser than the one before it, per axis.
 
     Returns
     -------
@@ -54,18 +63,46 @@ def pyramid_grids(grid: Grid, *, smallest: int = 256) -> list[Grid]:
     if smallest < 1:
         raise UsageError(f"smallest level {smallest}: allowed is 1 voxel or more per axis.")
     grids = [grid]
-    while any(grids[-1].shape[i] > smallest for i in grid.spatial):
-        grids.append(grids[-1].coarser(halving(grids[-1])))
+    if kind == "match":
+        for step in steps:
+            grids.append(grids[-1].coarser(step))
+        return grids
+    halved = {"isotropic": grid.spatial, "xy": tuple(grid.axes.index(axis) for axis in "yx"), "none": ()}[kind]
+    while any(grids[-1].shape[i] > smallest for i in halved):
+        grids.append(grids[-1].coarser(halving(grids[-1], halved)))
     return grids
 
 
-def halving(grid: Grid) -> Shape:
-    """Factor per axis from ``grid`` to the next coarser level: 2 along the finest spatial axes, otherwise 1."""
+def halving(grid: Grid, axes: Sequence[int] | None = None) -> Shape:
+    """Factor per axis from ``grid`` to the next coarser level: 2 along the finest of ``axes``, otherwise 1.
+
+    ``axes`` are positions; all spatial axes by default.
+    """
     # An axis of one voxel cannot be halved, however fine; it must not hold the others back.
-    divisible = [i for i in grid.spatial if grid.shape[i] > 1]
+    divisible = [i for i in (grid.spatial if axes is None else axes) if grid.shape[i] > 1]
     finest = min((grid.spacing[i] for i in divisible), default=math.inf)
     chosen = {i for i in divisible if grid.spacing[i] < ISOTROPY * finest}
     return tuple(2 if i in chosen else 1 for i in range(len(grid.axes)))
+
+
+def step_between(finer: Grid, coarser: Grid) -> Shape:
+    """By how much one level of a pyramid of ours is coarser than the one before it, per axis."""
+    return tuple(round(c / f) for c, f in zip(coarser.spacing, finer.spacing, strict=True))
+
+
+def whole_steps(spacings: Sequence[Vector]) -> tuple[Shape, ...] | None:
+    """By how much each level is coarser than the one before it, from their spacings; None where a step is not whole.
+
+    Some writers round shapes down, and then state a spacing that is off by that; a twentieth of a step is taken for it.
+    """
+    steps = []
+    for finer, coarser in itertools.pairwise(spacings):
+        ratios = [c / f for c, f in zip(coarser, finer, strict=True)]
+        step = tuple(max(1, round(r)) for r in ratios)
+        if any(not math.isclose(r, s, rel_tol=0.05) for r, s in zip(ratios, step, strict=True)):
+            return None
+        steps.append(step)
+    return tuple(steps)
 
 
 def block_mean(block: Block, factor: Shape) -> Block:

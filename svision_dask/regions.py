@@ -128,11 +128,13 @@ class CopyTask:
     volume: Volume
     output: str
     run: str | None = None
+    level: int = 0
 
     def __call__(self, region: Region) -> Receipt:
-        """Make one region of level 0."""
+        """Make one region of ``level``."""
         block, missing = self.volume.read(region.box), self.volume.absent(region.box)
-        return write_checked(_own_level(self.output, 0, self.run), region, block, missing=missing)
+        array = _own_level(self.output, self.level, self.run)
+        return write_checked(array, region, block, level=self.level, missing=missing)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,10 @@ from typing import Any
 import zarr
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import FsspecStore
+from zarr.core.sync import sync
+from zarr.storage import FsspecStore, StorePath, ZipStore
 
-from svision_dask.locations import Location, Remote, attempt, file_system, read_range
+from svision_dask.locations import Location, Remote, Zipped, attempt, file_system, read_range
 
 METADATA_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 
@@ -111,14 +112,18 @@ def _limits(byte_range: ByteRequest | None) -> tuple[int | None, int | None]:
     return (-byte_range.suffix if isinstance(byte_range, SuffixByteRequest) else None), None
 
 
-def store_at(location: Location, *, complete: bool = False) -> Path | RemoteStore:
+def store_at(location: Location, *, complete: bool = False) -> Path | RemoteStore | StorePath:
     """Give zarr what it opens a location by."""
+    if isinstance(location, Zipped):
+        return StorePath(sync(ZipStore.open(location.file, mode="r")), location.inner)
     return RemoteStore(location.url, complete=complete) if isinstance(location, Remote) else location.absolute()
 
 
 def folder_of(array: zarr.Array[Any]) -> Location:
     """Say where the chunks of an array are."""
     store, path = array.store_path.store, array.path
+    if isinstance(store, ZipStore):
+        return Zipped(str(store.path)) / path if path else Zipped(str(store.path))
     if isinstance(store, RemoteStore):
         return Remote(store.url) / path if path else Remote(store.url)
     return Path(store.root, path)  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from svision_dask.errors import ImageError, UsageError
 from svision_dask.geometry import AXES, SPATIAL, Grid, Shape, per_spatial_axis
 from svision_dask.tiff_metadata import channel_names, check_unit
-from svision_dask.tiff_planes import PlaneIndex, plane_index, read_box
+from svision_dask.tiff_planes import PlaneIndex, plane_index, read_box, series_number
 from svision_dask.volume import Volume, split_box
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def is_tiff(path: str | Path) -> bool:
 def open_tiff(
     path: str | Path,
     *,
-    series: int = 0,
+    series: int | str = 0,
     axes: str | None = None,
     spacing: Spacing | None = None,
     unit: str | None = None,
@@ -90,7 +90,7 @@ def open_tiff(
     path
         OME-TIFF, ImageJ hyperstack, or any stack of grey planes.
     series
-        Which image of the file, counted from 0.
+        Which image of the file, counted from 0, or the name that the file gives it.
     axes
         A letter of ``tczyx`` for each stored axis, in the stored order, instead of what the file says.
     spacing
@@ -111,6 +111,7 @@ def open_tiff(
         If ``axes``, ``spacing`` or ``unit`` do not fit the file.
     """
     path = Path(path).absolute()
+    series = series_number(str(path), series)
     index = plane_index(str(path), series)
     if index.series_count > 1:
         logger.warning("%s holds %d series; series %d is read.", path, index.series_count, series)
@@ -169,8 +170,8 @@ def _grid(path: Path, index: PlaneIndex, stored: str, shape: Shape, spacing: Spa
     same = {axis for axis in stored if said.find(axis) in (-1, stored.index(axis))}
     steps = {axis: step for axis, step in index.calibration.spacing.items() if axis in same}
     units: dict[str, str | None] = {axis: name for axis, name in index.calibration.units.items() if axis in steps}
-    given = _given_spacing(spacing, axes)
-    units |= _given_units(path, axes, units, given, unit)
+    given = given_spacing(spacing, axes)
+    units |= given_units(path, axes, units, given, unit)
     steps |= given
     return Grid(
         axes=axes,
@@ -181,7 +182,14 @@ def _grid(path: Path, index: PlaneIndex, stored: str, shape: Shape, spacing: Spa
     )
 
 
-def _given_spacing(spacing: Spacing | None, axes: str) -> dict[str, float]:
+def given_spacing(spacing: Spacing | None, axes: str) -> dict[str, float]:
+    """Take the spacing that the caller gives, by axis.
+
+    Raises
+    ------
+    UsageError
+        If it is not positive, or not for these axes.
+    """
     if spacing is None:
         return {}
     named = per_spatial_axis(spacing, axes, what="spacing", missing=math.nan)
@@ -192,10 +200,16 @@ def _given_spacing(spacing: Spacing | None, axes: str) -> dict[str, float]:
     return named
 
 
-def _given_units(
+def given_units(
     path: Path, axes: str, said: Mapping[str, str | None], given: Mapping[str, float], unit: str | None
 ) -> dict[str, str | None]:
-    """Name the units of the spatial axes that the caller's ``spacing`` and ``unit`` change."""
+    """Name the units of the spatial axes that the caller's ``spacing`` and ``unit`` change.
+
+    Raises
+    ------
+    UsageError
+        If ``unit`` is no unit of length, or contradicts what the file says.
+    """
     spatial = [axis for axis in axes if axis in SPATIAL]
     if unit is None:
         # A spacing without a unit counts in the file's own, where that is one.

@@ -83,6 +83,26 @@ def plane_index(path: str, series: int) -> PlaneIndex:
     return _plane_index(path, series, (status.st_mtime_ns, status.st_size))
 
 
+def series_number(path: str, series: int | str) -> int:
+    """Find the number of a series from its name in the file, or from a number written out.
+
+    Raises
+    ------
+    ImageError
+        If the file cannot be read, or not exactly one series has this name.
+    """
+    if isinstance(series, int) or series.isdecimal():
+        return int(series)
+    try:
+        with tifffile.TiffFile(path) as file:
+            names = [each.name for each in file.series]
+    except Exception as error:  # damaged files make tifffile raise nearly anything
+        raise _unreadable(path, error) from error
+    if names.count(series) != 1:
+        raise ImageError(f"{path}: no one series is called {series!r}; names are {names}. Use its number, from 0.")
+    return names.index(series)
+
+
 @lru_cache(maxsize=_INDICES_PER_PROCESS)
 def _plane_index(path: str, series: int, _version: tuple[int, int]) -> PlaneIndex:
     try:
@@ -91,9 +111,11 @@ def _plane_index(path: str, series: int, _version: tuple[int, int]) -> PlaneInde
     except ImageError:
         raise
     except Exception as error:  # damaged files make tifffile raise nearly anything, from struct.error to KeyError
-        raise ImageError(
-            f"{path} cannot be read as TIFF: {one_line(error)}. Check that the file is complete."
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: Exception) -> ImageError:
+    return ImageError(f"{path} cannot be read as TIFF: {one_line(error)}. Check that the file is complete.")
 
 
 def _build_index(file: tifffile.TiffFile, path: str, position: int) -> PlaneIndex:
@@ -170,7 +192,7 @@ def _check_codec(page: tifffile.TiffPage, path: str) -> None:
         _ = tifffile.TIFF.DECOMPRESSORS[page.compression], tifffile.TIFF.UNPREDICTORS[page.predictor]
     except KeyError as error:
         codec = f"{tifffile.COMPRESSION(page.compression).name}, predictor {int(page.predictor)}"
-        raise ImageError(f"{path} is compressed with {codec}; to read it: pip install imagecodecs.") from error
+        raise ImageError(f"{path} is compressed with {codec}; to read it, install svision-dask[tiff].") from error
 
 
 def _planes(series: tifffile.TiffPageSeries, path: str) -> tuple[list[Any], Array, Array]:

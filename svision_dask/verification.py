@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from svision_dask.cluster import here_or
 from svision_dask.errors import OutputError
 from svision_dask.geometry import Regions
+from svision_dask.labels import read_labels
 from svision_dask.ledger import UNDONE, Receipt, claim
 from svision_dask.locations import Location, located
 from svision_dask.omezarr import list_levels, open_omezarr, read_provenance
 from svision_dask.omezarr_checksums import read_checksums
+from svision_dask.omezarr_collections import read_collection
 from svision_dask.omezarr_write import unpublish
 from svision_dask.regions import VerifyTask, run_regions
 
@@ -83,6 +85,50 @@ def verify(
             task = VerifyTask(volume=open_omezarr(path, level=number), level=number)
             run_regions(cluster, task, regions, on_receipt=on_receipt)
     return Verification(regions=total, intact=tuple(intact), damaged=tuple(damaged))
+
+
+def images_of(output: str | Location) -> list[str]:
+    """List all images of an output: itself, or the fields of a plate or well, each with its labels.
+
+    Raises
+    ------
+    ImageError
+        If it is no OME-Zarr, or unfinished.
+    """
+    place = located(output)
+    collection = read_collection(place)
+    images = [place / image for image in collection.images] if collection is not None else [place]
+    return [str(each) for image in images for each in (image, *_labels_of(image))]
+
+
+def _labels_of(image: Location) -> list[Location]:
+    labels, dropped = read_labels(image, open_omezarr(image), "error")
+    if dropped:
+        raise OutputError(f"{image}: {dropped[0]}. Make the output anew.")
+    return [image / "labels" / label.name for label in labels]
+
+
+def reopen_damaged(output: str | Location, found: Mapping[str, Verification]) -> None:
+    """Make an output unfinished again as far as it is damaged: labels with their image, fields with their plate.
+
+    Parameters
+    ----------
+    output
+        What was verified.
+    found
+        What became of each of `images_of`.
+
+    Raises
+    ------
+    OutputError
+        As `reopen`.
+    """
+    damaged = [image for image, each in found.items() if each.damaged]
+    for image, each in found.items():
+        if image in damaged or any(other.startswith(f"{image}/labels/") for other in damaged):
+            reopen(image, each)
+    if damaged and str(output) not in found:
+        unpublish(output, run="")
 
 
 def reopen(output: str | Location, found: Verification) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import dask.array as da
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svision_dask.errors import UsageError
-from svision_dask.geometry import Grid, Shape
+from svision_dask.geometry import Grid, Shape, Vector
 
 Box = tuple[slice, ...]
 """One slice with start and stop per axis."""
@@ -18,6 +19,17 @@ Range = tuple[int, int]
 """Start and stop."""
 Missing = Literal["error", "empty"]
 """What it means that a stored chunk is not there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """How a channel is shown by viewers."""
+
+    colour: str = ""
+    """``"RRGGBB"``; empty for the writer's choice."""
+    window: tuple[float, float, float, float] | None = None
+    """The limits of the control (min, max), then what is shown (start, end), in intensities."""
+    active: bool = True
 
 
 class Source(Protocol):
@@ -50,6 +62,20 @@ class Volume:
     """Another one if the input is changed, as far as can be told without reading it; empty if nobody can tell."""
     source: Source | None = field(default=None, repr=False)
     """What ``voxels`` was made from; workers read boxes from it without a graph."""
+    shown: tuple[Shown, ...] = ()
+    """How the channels are shown, one each, or none where the file does not say."""
+    carried: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """What other programs wrote into the attributes of the image; outputs carry it on."""
+    dropped: tuple[str, ...] = ()
+    """What else the file holds that outputs will not have, in words."""
+    levels: tuple[Vector, ...] = ()
+    """Spacing of each level of its pyramid, its own first; none where there is no pyramid."""
+    labels: tuple[Label, ...] = field(default=(), repr=False)
+
+    @property
+    def bare(self) -> Volume:
+        """Only what it takes to read it: what travels to workers with every task."""
+        return replace(self, carried={}, dropped=(), labels=())
 
     def __post_init__(self) -> None:
         if self.voxels.shape != self.grid.shape:
@@ -92,6 +118,16 @@ class Volume:
             # Inside a worker, plain compute() would submit to the whole cluster.
             block = self.voxels[box].compute(scheduler="synchronous")
         return block.astype(self.dtype, copy=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """Labels of the objects in a volume: an image of its own, in the same world."""
+
+    name: str
+    volume: Volume
+    described: Mapping[str, Any] = field(default_factory=dict)
+    """Colours and properties of the labels, as OME-Zarr's ``image-label`` has them."""
 
 
 def split_box(box: Any, shape: Shape) -> tuple[list[Range], tuple[Any, ...]]:

@@ -130,7 +130,7 @@ def test_defaults_are_those_of_the_functions():
 
 
 def test_the_options_that_a_model_settles_are_those_of_training():
-    own = {"source", "output", "level", "axes", "spacing", "unit", "missing"}
+    own = {"source", "output", "level", "series", "channel", "time", "axes", "spacing", "unit", "missing"}
     assert set(LEARNING) == {option.name for option in main.commands["train"].params} - own
 
 

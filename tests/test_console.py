@@ -14,6 +14,7 @@ from svision_dask.geometry import Grid
 from svision_dask.omezarr import describe_omezarr
 from svision_dask.omezarr_write import create_store, publish
 from svision_dask.plan import Machine, plan_enhancement
+from svision_dask.volume import Shown
 from tests.commands import run, textured, write_tiff
 
 GRID = Grid(
@@ -128,8 +129,8 @@ def image(tmp_path_factory) -> Path:
     levels = [GRID, GRID.coarser((1, 1, 2, 2))]
     chunks, shards = (1, 8, 16, 16), (1, 16, 32, 32)
     create_store(path, levels, dtype="uint8", chunks=chunks, shards=shards, attributes={})
-    windows = [(0.0, 255.0, 1.0, 2.0)] * 2
-    publish(path, levels, name="two", channels=("DAPI", "GFP"), attributes={}, windows=windows)
+    shown = [Shown(window=(0.0, 255.0, 1.0, 2.0))] * 2
+    publish(path, levels, name="two", channels=("DAPI", "GFP"), attributes={}, shown=shown)
     return path
 
 

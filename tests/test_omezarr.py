@@ -488,7 +488,7 @@ def test_two_multiscales_are_refused(image):
 
 
 @pytest.mark.parametrize(
-    ("written", "stored"), [("0.4", "0.3"), ("0.4", "0.5"), ("0.5", "0.4"), ("0.5", "0.6"), ("0.5", None)]
+    ("written", "stored"), [("0.4", "0.0"), ("0.4", "0.5"), ("0.5", "0.4"), ("0.5", "0.6"), ("0.5", None)]
 )
 def test_other_versions_are_refused(tmp_path, written, stored):
     entry = multiscale("yx", [[1, 1]])

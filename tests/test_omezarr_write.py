@@ -18,8 +18,10 @@ import zarr
 from svision_dask.errors import ImageError, OutputError, PlanError, UsageError
 from svision_dask.geometry import Grid
 from svision_dask.omezarr import describe_omezarr, list_levels, open_omezarr, read_provenance
-from svision_dask.omezarr_write import create_store, open_level, publish, storage_shapes
+from svision_dask.omezarr_arrays import storage_shapes
+from svision_dask.omezarr_write import create_store, open_level, publish
 from svision_dask.pyramid import block_mean, halving, pyramid_grids
+from svision_dask.volume import Shown
 
 with warnings.catch_warnings():
     # Importing ome_zarr, or ngff_zarr, calls things that zarr and others have deprecated.
@@ -77,8 +79,8 @@ def written(request, tmp_path) -> tuple[Path, list[Grid], list[np.ndarray], str]
     path = create(tmp_path / "fine.ome.zarr", levels, version=version)
     voxels = fill(path, levels)
     channels = ("red", "green", "blue") if "c" in axes else ()
-    windows = [(0, 65535, 10, 200)] * max(1, len(channels))
-    publish(path, levels, name="fine", channels=channels, version=version, attributes={"model": "m"}, windows=windows)
+    shown = [Shown(window=(0, 65535, 10, 200))] * max(1, len(channels))
+    publish(path, levels, name="fine", channels=channels, version=version, attributes={"model": "m"}, shown=shown)
     return path, levels, voxels, version
 
 
@@ -428,26 +430,33 @@ def test_publish_refuses_levels_that_are_not_those_of_the_store(tmp_path):
     assert read_provenance(path)["state"] == "incomplete"
 
 
-@pytest.mark.parametrize(
-    ("channels", "windows"), [(["a"], [(0, 1, 0, 1)] * 3), (["a", "b", "c"], [(0, 1, 0, 1)]), ([], [])]
-)
+@pytest.mark.parametrize(("channels", "windows"), [(["a"], 3), (["a", "b", "c"], 1), ([], 0)])
 def test_publish_wants_one_name_and_window_per_channel(tmp_path, channels, windows):
     path = create(tmp_path / "a", [grid("cyx")])
     with pytest.raises(UsageError, match="for 3 channels"):
-        publish(path, [grid("cyx")], name="a", channels=channels, windows=windows, attributes={})
+        publish(
+            path,
+            [grid("cyx")],
+            name="a",
+            channels=channels,
+            shown=[Shown(window=(0, 1, 0, 1))] * windows,
+            attributes={},
+        )
 
 
 def test_publish_refuses_a_window_that_is_not_finite(tmp_path):
     path = create(tmp_path / "a", [grid("yx")])
     with pytest.raises(UsageError, match="finite numbers"):
-        publish(path, [grid("yx")], name="a", windows=[(0, float("inf"), 0, 1)], attributes={})
+        publish(path, [grid("yx")], name="a", shown=[Shown(window=(0, float("inf"), 0, 1))], attributes={})
 
 
 def test_display_settings_are_written_only_with_windows(tmp_path):
     path = create(tmp_path / "a", [grid("cyx")])
     publish(path, [grid("cyx")], name="a", channels=["a", "b", "c"], attributes={})
     assert "omero" not in _ome(path, "0.5")
-    publish(path, [grid("cyx")], name="a", channels=["a", "b", "c"], windows=[(0, 9, 1, 2)] * 3, attributes={})
+    publish(
+        path, [grid("cyx")], name="a", channels=["a", "b", "c"], shown=[Shown(window=(0, 9, 1, 2))] * 3, attributes={}
+    )
     settings = _ome(path, "0.5")["omero"]["channels"]
     assert [c["label"] for c in settings] == ["a", "b", "c"]
     assert settings[0]["window"] == {"min": 0, "max": 9, "start": 1, "end": 2}
@@ -456,7 +465,7 @@ def test_display_settings_are_written_only_with_windows(tmp_path):
 
 def test_the_name_of_an_image_without_channels_is_its_label(tmp_path):
     path = create(tmp_path / "a", [grid("yx")])
-    publish(path, [grid("yx")], name="liver", windows=[(0, 9, 1, 2)], attributes={})
+    publish(path, [grid("yx")], name="liver", shown=[Shown(window=(0, 9, 1, 2))], attributes={})
     (channel,) = _ome(path, "0.5")["omero"]["channels"]
     assert (channel["label"], channel["color"]) == ("liver", "FFFFFF")
 

@@ -1,0 +1,198 @@
+"""Enhance every field of a plate or of a well, by one model, into a plate or well of the same layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from svision_dask.cluster import own_or
+from svision_dask.enhancement import full_factor
+from svision_dask.errors import ImageError, OutputError
+from svision_dask.formats import open_volume
+from svision_dask.image import RunProgress
+from svision_dask.locations import Location, local_path, located
+from svision_dask.model import Model
+from svision_dask.omezarr_collections import Collection, read_collection
+from svision_dask.omezarr_metadata import is_omezarr, read_attributes, read_provenance
+from svision_dask.omezarr_write import create_collection, publish_collection
+from svision_dask.output import check_output, remove_existing
+from svision_dask.pipeline import enhance_to_zarr, model_path_beside, plan_volume
+from svision_dask.plan import Plan, Version, Wishes
+from svision_dask.volume import Volume
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldsReport:
+    """What was made of a plate or well."""
+
+    output: str
+    model_path: str
+    made: tuple[str, ...]
+    """Paths of the fields that were made by this run."""
+    finished: tuple[str, ...]
+    """Paths of those that were there already."""
+
+
+def fields_of(source: str | Location) -> Collection | None:
+    """Say which fields a plate or well has; None for anything else."""
+    place = located(source)
+    if isinstance(place, Path) and (not place.is_dir() or not is_omezarr(place)):
+        return None
+    collection = read_collection(place)
+    return collection if collection is not None and collection.kind in ("plate", "well") else None
+
+
+def enhance_fields(
+    source: str | Location,
+    output: str,
+    *,
+    model: Model,
+    dtype: str = "same",
+    wishes: Wishes | None = None,
+    client: Client | None = None,
+    overwrite: bool = False,
+    opening: Mapping[str, Any] | None = None,
+    on_field: Callable[[int, int, str], None] | None = None,
+    on_progress: Callable[[RunProgress], None] | None = None,
+) -> FieldsReport:
+    """Enhance all fields of a plate or well, one after the other; run again, it goes on with those that are missing.
+
+    The output is an OME-Zarr of the same layout: rows, columns, wells, acquisitions and names stay. It has no metadata
+    of a plate, or well, until all fields are finished.
+
+    Parameters
+    ----------
+    source
+        Plate or well.
+    output
+        Folder to make.
+    model
+        For all fields, which share the optics; it is kept beside the output.
+    dtype, wishes, client
+        As `pipeline.enhance_to_zarr`.
+    overwrite
+        Replace an output of this function.
+    opening
+        Options of `formats.open_volume` for every field.
+    on_field
+        Called before each field with its number from 0, how many there are, and its path.
+    on_progress
+        Called after each region.
+
+    Raises
+    ------
+    ImageError
+        If it is no plate or well.
+    OutputError
+        If something else is in the way.
+    SvisionError
+        As `pipeline.enhance_to_zarr`, for a field; fields before it stay, to go on with.
+    """
+    place, target = located(source), local_path(output, "the output of a plate or well").absolute()
+    collection = fields_of(place)
+    if collection is None:
+        raise ImageError(f"{place} is no plate and no well. Use enhance_to_zarr for an image.")
+    wishes = wishes or Wishes()
+    _begin(target, place, model, wishes.version, overwrite=overwrite)
+    kept = model.save(model_path_beside(target, model.digest))
+    made, finished = [], []
+    first = _open(place, collection.images[0], opening)
+    plan = plan_volume(first, model.architecture, output=target, dtype=dtype, wishes=wishes, client=client)
+    gpus = plan.backend.device == "cuda"
+    with own_or(client, workers=plan.workers, memory_bytes=plan.memory_bytes, on_gpus=gpus) as cluster:
+        for number, field in enumerate(collection.images):
+            if _is_finished(target / field, model):
+                finished.append(field)
+                continue
+            if on_field is not None:
+                on_field(number, collection.count, field)
+            volume = _open(place, field, opening)
+            (target / field).parent.mkdir(parents=True, exist_ok=True)
+            enhance_to_zarr(
+                volume,
+                target / field,
+                model=kept,
+                plan=_plan_for(volume, plan, model),
+                dtype=dtype,
+                wishes=wishes,
+                client=cluster,
+                on_progress=on_progress,
+            )
+            made.append(field)
+    _publish(place, target, collection, wishes.version)
+    return FieldsReport(output=str(output), model_path=str(kept), made=tuple(made), finished=tuple(finished))
+
+
+def _open(place: Location, field: str, opening: Mapping[str, Any] | None) -> Volume:
+    return open_volume(place / field, **(opening or {}))
+
+
+def _plan_for(volume: Volume, plan: Plan, model: Model) -> Plan | None:
+    """Take the plan of the first field for one of the same shape that lies elsewhere; None for another shape."""
+    grid = volume.grid
+    if replace(grid, origin=plan.coarse.origin) != plan.coarse:
+        return None
+    fine = grid.finer(full_factor(model, grid.axes), model.architecture.sampling)
+    return replace(plan, coarse=grid, fine=fine)
+
+
+def _is_finished(field: Path, model: Model) -> bool:
+    known = read_provenance(field) if is_omezarr(field) else {}
+    return known.get("state") == "complete" and known.get("model") == model.digest
+
+
+def _begin(target: Path, place: Location, model: Model, layout: Version, *, overwrite: bool) -> None:
+    """Make the group of the output, or find that it was begun with the same."""
+    ours = begun_with(target)
+    if ours is None or overwrite:
+        if ours is None or not target.is_dir():
+            check_output(target, place, overwrite=False)
+        else:
+            check_output(target.with_name(f"{target.name}.new"), place, overwrite=False)
+            remove_existing(target)
+        create_collection(target, version=layout, attributes=_about(place, model))
+        return
+    known = read_provenance(target)
+    if known.get("state") == "complete":
+        raise OutputError(f"{target} exists, finished. Use --overwrite to replace it, or choose another name.")
+    if {key: known.get(key) for key in ("model", "source")} != {"model": model.digest, "source": str(place)}:
+        raise OutputError(f"{target} is unfinished, and was begun with another input or model. Use --overwrite.")
+
+
+def _about(place: Location, model: Model) -> dict[str, Any]:
+    package = f"svision-dask {version('svision-dask')}"
+    return {"package": package, "fields_of": place.name, "source": str(place), "model": model.digest}
+
+
+def begun_with(output: str | Path) -> str | None:
+    """Digest of the model with which the fields of an output were begun, or made; None if it is no such output."""
+    place = Path(output)
+    try:
+        known = read_provenance(place) if place.is_dir() and is_omezarr(place) else {}
+    except ImageError:
+        return None
+    return str(known["model"]) if "fields_of" in known else None
+
+
+def _publish(place: Location, target: Path, collection: Collection, layout: Version) -> None:
+    """Write the metadata of the wells, then of the plate: what looks finished is."""
+    wells = {image.rpartition("/")[0] for image in collection.images} if collection.kind == "plate" else set()
+    for row in sorted({well.rpartition("/")[0] for well in wells} - {""}):
+        publish_collection(target / row, {}, version=layout)
+    for well in sorted(wells):
+        publish_collection(target / well, _described(place / well, "well", layout), version=layout)
+    publish_collection(target, _described(place, collection.kind, layout), version=layout)
+
+
+def _described(place: Location, kind: str, layout: Version) -> dict[str, Any]:
+    """Take the metadata of a plate or well; 0.4 has the version inside, 0.5 beside it."""
+    zarr_format, attributes = read_attributes(place)
+    ome = attributes["ome"] if zarr_format == 3 else attributes
+    described = {key: value for key, value in ome[kind].items() if key != "version"}
+    return {kind: {**described, "version": "0.4"} if layout == "0.4" else described}

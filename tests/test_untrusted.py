@@ -1,0 +1,190 @@
+"""Files that somebody made to do harm: refused in one line, before memory is taken for what they declare."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from svision_dask.checking import check
+from svision_dask.errors import ImageError, SvisionError
+from svision_dask.formats import open_volume
+from tests.test_labels import ORIGIN, SPACING, label_voxels, multiscale, write_image
+from tests.test_omezarr import JSON, places
+from tests.test_selection import write_plate
+
+pytestmark = pytest.mark.faults
+linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured in /proc")
+
+
+def declared(path: Path, shape: tuple[int, ...], chunks: tuple[int, ...], **more: Any) -> Path:
+    """An image of which nothing but metadata is there."""
+    group = zarr.create_group(path, zarr_format=3)
+    group.create_array("0", shape=shape, chunks=chunks, dtype="u1", dimension_names=["z", "y", "x"], **more)
+    entry = multiscale("zyx", [1.0] * 3, [0.0] * 3)
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [entry]}
+    return path
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+from click.testing import CliRunner
+from svision_dask.cli import main
+outcome = CliRunner(catch_exceptions=False).invoke(main, sys.argv[1:])
+print(outcome.exit_code, outcome.output.replace(chr(10), " "))
+"""
+PEAK = """
+from pathlib import Path
+print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024)
+"""
+"""Not the peak that getrusage gives: that counts what the process was before it became Python, a copy of this one."""
+
+
+def peak(*arguments: object) -> tuple[int, int, str]:
+    """Exit code, peak resident bytes and output of a command in a process of its own."""
+    said, size = in_another(MEASURED, *map(str, arguments))
+    code, _, rest = said.partition(" ")
+    return int(code), size, rest
+
+
+def in_another(code: str, *arguments: str) -> tuple[str, int]:
+    """What a process of its own prints, and its peak resident bytes."""
+    call = [sys.executable, "-c", code + PEAK, *arguments]
+    *said, size = subprocess.run(call, capture_output=True, text=True, check=True, timeout=300).stdout.splitlines()
+    return "".join(said), int(size)
+
+
+@pytest.fixture(scope="module")
+def bare() -> int:
+    """What the libraries take that any command of this kind needs."""
+    return in_another("import svision_dask.formats, svision_dask.omezarr, svision_dask.labels")[1]
+
+
+@linux
+def test_describing_a_sparse_image_of_500_million_voxels_takes_less_than_250_megabytes(data_dir):
+    code, size, said = peak("info", data_dir / "conformance" / "fiji_pyramid_v04.zarr")
+    assert code == 0, said
+    assert size < 250e6
+
+
+@linux
+def test_planning_takes_less_than_250_megabytes_beside_torch(data_dir):
+    path = data_dir / "conformance" / "fiji_pyramid_v04.zarr"
+    code, size, said = peak("plan", path, "--memory", "2GB", "--workers", 1)
+    assert code == 0, said
+    assert size - in_another("import torch")[1] < 250e6
+
+
+@linux
+def test_a_hundred_million_declared_chunks_take_no_memory_or_are_refused(tmp_path, bare):
+    many = declared(tmp_path / "many.zarr", (464, 464, 464), (1, 1, 1))
+    code, size, said = peak("info", many)
+    assert code == 0, said
+    assert size - bare < 100e6
+    line = declared(tmp_path / "line.zarr", (10**8, 1, 1), (1, 1, 1))
+    code, size, said = peak("info", line)
+    assert code == 1
+    assert "100000000 chunks along an axis; allowed are 1000000" in said
+    assert size - bare < 100e6
+
+
+def test_metadata_too_large_to_be_any_are_not_read(tmp_path):
+    path = declared(tmp_path / "a.zarr", (4, 4, 4), (4, 4, 4))
+    with (path / "zarr.json").open("r+b") as file:
+        file.truncate(2**36)  # takes no space on the disk
+    with pytest.raises(ImageError, match="68719476736 bytes of metadata"):
+        open_volume(path)
+
+
+def test_metadata_nested_too_deep_are_refused_in_one_line(tmp_path):
+    path = declared(tmp_path / "a.zarr", (4, 4, 4), (4, 4, 4))
+    (path / "zarr.json").write_text("[" * 100_000)
+    with pytest.raises(ImageError) as caught:
+        open_volume(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_links_that_lead_out_of_the_image_are_not_followed(tmp_path):
+    entry = multiscale("zyx", SPACING[1:], ORIGIN[1:])
+    secret = write_image(tmp_path / "secret.zarr", cells=(label_voxels(), entry))
+    image = write_image(tmp_path / "image.zarr")
+    for file in (image / "labels").iterdir():
+        file.unlink()
+    (image / "labels").rmdir()
+    (image / "labels").symlink_to(secret / "labels")
+    assert open_volume(image).labels == ()
+    plate = write_plate(tmp_path / "plate.zarr")
+    (plate / "B" / "2").rename(tmp_path / "elsewhere")
+    (plate / "B" / "2").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ImageError, match="behind a symbolic link"):
+        open_volume(plate, series=0)
+
+
+@pytest.mark.parametrize("codec", ["pickle", "json2", "msgpack2", "vlen-utf8"])
+@pytest.mark.parametrize("place", ["compressor", "filters"])
+def test_codecs_that_build_objects_are_refused(tmp_path, codec, place):
+    group = zarr.create_group(tmp_path / "a.zarr", zarr_format=2)
+    group.create_array("0", data=np.arange(16, dtype="u1").reshape(4, 4))
+    entry = {"version": "0.4", **multiscale("yx", [1.0, 1.0], [0.0, 0.0])}
+    group.attrs["multiscales"] = [entry]
+    file = tmp_path / "a.zarr" / "0" / ".zarray"
+    said = {"id": codec}
+    file.write_text(json.dumps({**json.loads(file.read_text()), place: [said] if place == "filters" else said}))
+    with pytest.raises(ImageError) as caught:
+        open_volume(tmp_path / "a.zarr")
+    assert "\n" not in str(caught.value)
+
+
+# ---- whatever the attributes say
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> list[Path]:
+    """Files of attributes of an image, its labels, a plate and a well."""
+    folder = tmp_path_factory.mktemp("fuzzed")
+    image = write_image(folder / "image.zarr", cells=(label_voxels(), multiscale("zyx", SPACING[1:], ORIGIN[1:])))
+    plate = write_plate(folder / "plate.zarr")
+    parts = (image, image / "labels", image / "labels" / "cells", plate, plate / "A" / "1")
+    return [part / "zarr.json" for part in parts]
+
+
+@given(data=st.data(), junk=JSON)
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_damage_to_attributes_is_harmless_or_told_in_one_line(images, data, junk):
+    file = data.draw(st.sampled_from(images))
+    good = file.read_text()
+    inner = damaged = copy.deepcopy(json.loads(good))
+    place = data.draw(st.sampled_from([p for p in places(damaged) if p]))
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = junk
+    file.write_text(json.dumps(damaged))
+    root = next(folder for folder in file.parents if folder.parent == images[0].parents[1])
+    try:
+        said = told(root)
+    finally:
+        file.write_text(good)
+    assert not any("\n" in line for line in said)
+
+
+def told(root: Path) -> list[str]:
+    """What opening and checking say, where they do not say yes."""
+    said = []
+    for look in (lambda: open_volume(root, series=None if root.name == "image.zarr" else 0), lambda: [*check(root)]):
+        try:
+            found = look()
+        except SvisionError as error:
+            said.append(str(error))
+        else:
+            said += [str(finding) for finding in found] if isinstance(found, list) else []
+    return said
