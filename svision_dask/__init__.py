@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from svision_dask.backend import Backend
+    from svision_dask.comparison import Comparison, compare
     from svision_dask.enhancement import enhance
     from svision_dask.errors import SvisionError
     from svision_dask.formats import open_volume, stack_channels
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Backend": "backend",
+    "Comparison": "comparison",
     "Grid": "geometry",
     "Model": "model",
     "Plan": "plan",
     "Report": "pipeline",
     "SvisionError": "errors",
     "Volume": "volume",
+    "compare": "comparison",
     "copy_to_zarr": "pipeline",
     "enhance": "enhancement",
     "enhance_to_zarr": "pipeline",
@@ -45,12 +48,14 @@ _HOMES = {
 
 __all__ = [
     "Backend",
+    "Comparison",
     "Grid",
     "Model",
     "Plan",
     "Report",
     "SvisionError",
     "Volume",
+    "compare",
     "copy_to_zarr",
     "enhance",
     "enhance_to_zarr",

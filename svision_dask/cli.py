@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from svision_dask.backend import DEVICES
+from svision_dask.compare_command import compare
 from svision_dask.console import (
     Commands,
     Update,
@@ -54,6 +55,9 @@ if TYPE_CHECKING:
 @click.option("-v", "--verbose", count=True, help="-vv shows where an error came from.")
 def main(verbose: int) -> None:
     """Enhance the resolution of microscope volumes of any size, by self-supervision."""
+
+
+main.add_command(compare)
 
 
 @main.command()

@@ -80,6 +80,23 @@ def ssim(image: Voxels, reference: Voxels, *, data_range: float, border: int = B
     )
 
 
+def ssim_map(image: Voxels, reference: Voxels, *, data_range: float, window: int, flat: bool) -> Voxels:
+    """Tell the similarity around each voxel, in windows of ``window`` voxels, for `ssim` block by block.
+
+    Voxels nearer than half a window to the faces are not of use. Where ``flat``, planes are measured one by one.
+    """
+    from skimage.metrics import structural_similarity
+
+    pairs = zip(image, reference, strict=True) if flat else [(image, reference)]
+    maps = [
+        structural_similarity(  # type: ignore[no-untyped-call]  # skimage leaves it unannotated
+            a.astype(np.float64), b.astype(np.float64), data_range=data_range, win_size=window, full=True
+        )[1]
+        for a, b in pairs
+    ]
+    return np.stack(maps) if flat else np.asarray(maps[0])
+
+
 def ssim_window(shape: Shape, border: int = BORDER) -> int:
     """Voxels along each side of the window for volumes of ``shape``.
 
