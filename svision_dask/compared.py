@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svision_dask.degradation import CUBIC, Degradation, Degrade
-from svision_dask.errors import ImageError, UsageError
+from svision_dask.errors import ImageError, ModelError, UsageError
 from svision_dask.formats import open_volume
 from svision_dask.geometry import FACTORS, SPATIAL, Shape, Vector, spatial_shape
 from svision_dask.locations import Location, Remote, located
@@ -268,8 +268,13 @@ def _model(after: Stack, provenance: Mapping[str, Any]) -> Model | None:
     if not isinstance(digest, str):
         return None
     path: Path = model_path_beside(after.volume.paths[0], digest)
-    model = load_model(path) if path.is_file() else None
-    return model if model and model.digest == digest else None
+    if not path.is_file():
+        return None
+    try:
+        model = load_model(path)
+    except ModelError:  # of another version; what AFTER itself says has to do
+        return None
+    return model if model.digest == digest else None
 
 
 def _degradation(kind: Degrade | None, provenance: Mapping[str, Any], model: Model | None) -> Degradation | None:
