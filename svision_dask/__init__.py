@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from svision_dask.model import Model, load_model
     from svision_dask.pipeline import Report, copy_to_zarr, enhance_to_zarr, plan_volume
     from svision_dask.plan import Plan
+    from svision_dask.report import write_report
     from svision_dask.training import train
     from svision_dask.verification import verify
     from svision_dask.volume import Volume
@@ -44,6 +45,7 @@ _HOMES = {
     "stack_channels": "formats",
     "train": "training",
     "verify": "verification",
+    "write_report": "report",
 }
 
 __all__ = [
@@ -65,6 +67,7 @@ __all__ = [
     "stack_channels",
     "train",
     "verify",
+    "write_report",
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +12,7 @@ import click
 from svision_dask.arguments import parse_lengths
 from svision_dask.console import progress
 from svision_dask.degradation import DEGRADES
+from svision_dask.errors import OutputError
 from svision_dask.geometry import SPATIAL
 
 if TYPE_CHECKING:
@@ -39,7 +41,10 @@ def compare(before: str, after: str, **given: Any) -> None:
     """Compare the volume BEFORE with AFTER, the OME-Zarr or TIFF that was made of it."""
     from svision_dask.comparison import compare as measure
     from svision_dask.formats import open_volume
+    from svision_dask.report import write_report
 
+    if given["output"]:
+        _check_page(Path(given["output"]), overwrite=given["overwrite"])
     paths = {"before": before, "after": after, "reference": given["reference"]}
     volumes: dict[str, Any] = {name: open_volume(path, axes=given["axes"]) for name, path in paths.items() if path}
     tile = parse_lengths(given["tile"], volumes["after"].grid.axes, option="--tile") if given["tile"] else None
@@ -58,6 +63,16 @@ def compare(before: str, after: str, **given: Any) -> None:
         click.echo(json.dumps(found.to_json(), indent=2, allow_nan=False))
     else:
         click.echo("\n".join(comparison_lines(found)))
+    if given["output"]:
+        click.echo(str(write_report(found, given["output"])), err=given["as_json"])
+
+
+def _check_page(path: Path, *, overwrite: bool) -> None:
+    """Refuse, before any work, a page that cannot be written."""
+    if path.exists() and not (overwrite and path.is_file()):
+        raise OutputError(f"{path} exists. Give another name, or --overwrite to replace a file.")
+    if not path.absolute().parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {path.absolute().parent}. Make it, or choose another one.")
 
 
 def comparison_lines(found: Comparison) -> Iterator[str]:
