@@ -1,4 +1,4 @@
-"""One pass over all that is compared, block by block: sums, maps and histograms, in memory that does not grow."""
+"""One pass over all that is compared, block by block: sums, maps and histograms, in bounded memory."""
 
 from __future__ import annotations
 

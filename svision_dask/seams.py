@@ -21,6 +21,8 @@ Line = npt.NDArray[np.float64]
 
 BEFORE, AFTER = 2, 1
 """Planes needed on either side of a jump."""
+MOST_PATCHES = 48
+"""Along each axis of a face; in volumes of more tiles, a patch spans several, so that memory is for no more."""
 FEWEST = 8
 """Parallel planes that a face needs to be judged."""
 TAIL = 0.1
@@ -91,7 +93,7 @@ class SeamSums:
 
     def __init__(self, shape: Shape, cuts: Cuts, phase: Shape) -> None:
         self.shape, self.cuts, self.phase = shape, cuts, phase
-        self.bounds = [np.array((0, *cuts.faces(axis), n)) for axis, n in enumerate(shape)]
+        self.bounds = [_bounds(cuts.faces(axis), n) for axis, n in enumerate(shape)]
         patches = [len(b) - 1 for b in self.bounds]
         self.sums: dict[int, Voxels] = {}
         for axis in range(3):
@@ -186,6 +188,12 @@ class SeamSums:
         stop = tuple(index + 1 if a == axis else int(self.bounds[a][k + 1]) for a, k in enumerate(where))
         kind: Kind = "shard" if index in self.cuts.shards[axis] else "tile"
         return Seam(axis=axis, index=index, start=start, stop=stop, kind=kind, step=step, excess=excess)
+
+
+def _bounds(faces: Shape, size: int) -> npt.NDArray[np.intp]:
+    """Find where patches begin along an axis, and where the last one ends."""
+    every = -(-(len(faces) + 1) // MOST_PATCHES)
+    return np.array((0, *faces[every - 1 :: every], size), np.intp)
 
 
 def _jumps(block: Voxels, axis: int) -> Voxels:

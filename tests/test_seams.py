@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, zoom
 
+from svision_dask import seams
 from svision_dask.seams import AFTER, BEFORE, SeamSums, regular_cuts
 
 SHAPE = (64, 96, 128)
@@ -84,6 +85,22 @@ def test_the_score_does_not_depend_on_how_the_volume_is_read(block, phase):
     whole, parts = scored(voxels, phase=phase), scored(voxels, phase=phase, block=block)
     assert parts.p == pytest.approx(whole.p, rel=1e-6)
     assert (parts.worst.axis, parts.worst.start) == (whole.worst.axis, whole.worst.start)
+
+
+def test_patches_span_several_tiles_where_there_are_many_and_seams_are_still_found(monkeypatch):
+    monkeypatch.setattr(seams, "MOST_PATCHES", 2)
+    voxels = structure(6)
+    voxels[:, :, 64:72] += 0.02 * np.ptp(voxels) * np.linspace(1, 0, 8)
+    score = scored(voxels)
+    assert score.p < 0.01
+    assert (score.worst.axis, score.worst.index) == (2, 64)
+    assert score.worst.stop[1] - score.worst.start[1] in (64, 32)  # two tiles of three, and the last one
+
+
+def test_memory_for_a_volume_of_a_trillion_voxels_is_less_than_a_gigabyte():
+    shape = (10_000, 10_000, 10_000)
+    sums = SeamSums(shape, regular_cuts(shape, (64, 64, 64), (256, 256, 256)), (2, 2, 2)).sums
+    assert sum(part.nbytes for part in sums.values()) < 2**30
 
 
 def test_shards_are_cut_into_tiles_that_begin_with_them():
