@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from svision_dask.report import write_report
     from svision_dask.training import train
     from svision_dask.verification import verify
+    from svision_dask.viewing import View, view
     from svision_dask.volume import Volume
 
 _HOMES = {
@@ -34,6 +35,7 @@ _HOMES = {
     "Plan": "plan",
     "Report": "pipeline",
     "SvisionError": "errors",
+    "View": "viewing",
     "Volume": "volume",
     "compare": "comparison",
     "copy_to_zarr": "pipeline",
@@ -45,6 +47,7 @@ _HOMES = {
     "stack_channels": "formats",
     "train": "training",
     "verify": "verification",
+    "view": "viewing",
     "write_report": "report",
 }
 
@@ -56,6 +59,7 @@ __all__ = [
     "Plan",
     "Report",
     "SvisionError",
+    "View",
     "Volume",
     "compare",
     "copy_to_zarr",
@@ -67,6 +71,7 @@ __all__ = [
     "stack_channels",
     "train",
     "verify",
+    "view",
     "write_report",
 ]
 

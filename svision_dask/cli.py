@@ -45,6 +45,7 @@ from svision_dask.options import (
     storing,
     trained,
 )
+from svision_dask.view_command import view
 
 if TYPE_CHECKING:
     from svision_dask.image import RunProgress
@@ -58,6 +59,7 @@ def main(verbose: int) -> None:
 
 
 main.add_command(compare)
+main.add_command(view)
 
 
 @main.command()

@@ -96,6 +96,19 @@ class Remote:
         content: bytes = self._run(lambda fs, path: fs._cat_file(path))
         return content
 
+    def read_part(self, start: int, stop: int) -> bytes:
+        """Read some of it."""
+        content: bytes | None = self._run(lambda fs, path: read_range(fs, path, start, stop))
+        return content or b""
+
+    def size(self) -> int | None:
+        """Ask for its bytes; None where it is not there, or the server does not say."""
+        try:
+            facts: dict[str, Any] = self._run(lambda fs, path: fs._info(path))
+        except FileNotFoundError:
+            return None
+        return facts.get("size") if facts.get("type", "file") == "file" else None
+
     def write_bytes(self, content: bytes) -> None:
         """Write, or replace as a whole."""
         self._run(lambda fs, path: fs._pipe_file(path, content))

@@ -67,7 +67,7 @@ def find_ranges(stacks: Mapping[str, Stack]) -> Ranges:
     UsageError
         If all of them are equal, or one is not a number.
     """
-    values = {name: _sampled(stack) for name, stack in stacks.items()}
+    values = {name: sample_voxels(stack) for name, stack in stacks.items()}
     for name, sample in values.items():
         if not np.isfinite(sample).all():
             raise UsageError(f"{stacks[name].name} holds voxels that are no finite numbers. Compare it without them.")
@@ -86,7 +86,8 @@ def find_ranges(stacks: Mapping[str, Stack]) -> Ranges:
     return Ranges(low=low, high=high, edges=edges, sampled=most > SAMPLED)
 
 
-def _sampled(stack: Stack) -> Voxels:
+def sample_voxels(stack: Stack) -> Voxels:
+    """Read voxels that are spread evenly over a volume: all of them, or about ``SAMPLED``."""
     blocks = Regions(shape=stack.shape, unit=block_shape(stack.shape, (1, 1, 1)))
     chosen = [blocks.at(index) for index in spread(len(blocks), SAMPLED_BLOCKS)]
     step = -(-sum(math.prod(s.stop - s.start for s in block.box) for block in chosen) // SAMPLED)

@@ -27,12 +27,12 @@ LAYERS = (
         "formats",
     }
     | {"baselines", "ledger", "metrics", "output", "pairs", "psf", "pyramid", "sample", "simulate"}
-    | {"beads", "resolution", "seams"},
+    | {"beads", "resolution", "seams", "serving"},
     {"axial", "drift", "enhancement", "exam", "fitting", "self_check", "zoom"},
     {"training", "regions", "cluster", "connection", "preflight", "figure", "image", "charts"},
     {"pipeline", "verification"},
-    {"demo", "compared", "scan", "fineness", "comparison", "report", "report_views"},
-    {"compare_command", "console", "options", "given", "cli", "__main__", "__init__"},
+    {"demo", "compared", "scan", "fineness", "comparison", "report", "report_views", "viewing"},
+    {"compare_command", "view_command", "console", "options", "given", "cli", "__main__", "__init__"},
 )
 LAYER = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
 
@@ -55,6 +55,9 @@ WITHIN_LAYER = {
     ("report_views", "comparison"),
     ("report_views", "scan"),
     ("scan", "compared"),
+    ("viewing", "compared"),
+    ("viewing", "scan"),
+    ("cli", "view_command"),
     ("connection", "cluster"),
     ("connection", "preflight"),
     ("given", "console"),
@@ -153,6 +156,7 @@ LIBRARIES = {
     "scan": {"numpy"},
     "seams": {"numpy", "scipy"},
     "self_check": {"numpy", "torch"},
+    "serving": set(),
     "simulate": {"numpy", "scipy"},
     "stage": {"torch"},
     "tiff": {"numpy", "tifffile"},
@@ -160,6 +164,8 @@ LIBRARIES = {
     "tiff_planes": {"numpy", "tifffile"},
     "training": {"numpy", "torch"},
     "verification": {"distributed"},
+    "view_command": {"click"},
+    "viewing": {"neuroglancer", "numpy"},
     "volume": {"dask", "numpy"},
     "workload": set(),
     "zoom": {"numpy", "torch"},
