@@ -28,6 +28,8 @@ PLACES = 8
 """Where the finest detail is measured."""
 NO_REFERENCE = "there is no reference; --reference takes a truth on the fine grid"
 NO_DEGRADATION = "the PSF that was undone is in the model, which is not beside AFTER; --degrade takes another reduction"
+INVISIBLE = 1e-4
+"""Share of the range below which a step cannot be seen, whatever its p-value."""
 CERTAIN = 0.01
 """P-value of a seam below which it is warned of."""
 MOST_SHIFT = 0.25
@@ -193,7 +195,9 @@ def _fidelity_figures(scan: Scan, width: float, absent: dict[str, str]) -> dict[
             absent[f"{prefix}ssim"] = f"fewer than 3 voxels along an axis inside a border of {BORDER}"
         else:
             rows[name]["ssim"] = sums.ssim
-        if math.isinf(psnr := sums.psnr(width)):
+        if not sums.count:
+            absent[f"{prefix}psnr"] = f"there are no voxels inside a border of {BORDER}"
+        elif math.isinf(psnr := sums.psnr(width)):
             absent[f"{prefix}psnr"] = "it equals the reference, so that there is no error to compare with the range"
         else:
             rows[name]["psnr"] = psnr
@@ -244,7 +248,7 @@ def _seam_figures(scan: Scan, width: float, absent: dict[str, str]) -> dict[str,
     if scan.seams is None:
         absent["seam"] = "AFTER does not say where it was cut; --tile takes the fine voxels between two cuts"
         return {}
-    score = scan.seams.score()
+    score = scan.seams.score(least=INVISIBLE * width)
     if score is None:
         absent["seam"] = "AFTER was not cut, or into pieces too small to tell a seam from what lies between"
         return {}

@@ -8,6 +8,7 @@ faces. Planes at the phase of the faces only: interpolation makes every other pl
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +24,8 @@ BEFORE, AFTER = 2, 1
 """Planes needed on either side of a jump."""
 MOST_PATCHES = 48
 """Along each axis of a face; in volumes of more tiles, a patch spans several, so that memory is for no more."""
+SHARE_OF_ALL = 0.25
+"""How much the mean square of all patches counts beside that of a patch's own parallel planes."""
 FEWEST = 8
 """Parallel planes that a face needs to be judged."""
 TAIL = 0.1
@@ -132,37 +135,45 @@ class SeamSums:
         last = int(np.searchsorted(bounds, start + length, side="left"))
         return np.arange(first, last), np.maximum(bounds[first:last] - start, 0)
 
-    def score(self) -> SeamScore | None:
-        """Judge the faces; None where there are none with enough planes beside them."""
-        scores: list[tuple[float, int, tuple[int, ...], float, float]] = []
-        others: list[Line] = []
-        for axis, sums in self.sums.items():
-            area = self._area(axis)
-            means = np.moveaxis(sums / area, axis + 1, -1)
-            for patch in np.ndindex(means.shape[1:3]):
-                for face in self.cuts.faces(axis):
-                    found = self._judged(axis, means[(slice(None), *patch)], face)
-                    if found is not None:
-                        own, beside, step, excess = found
-                        others.append(beside)
-                        where = (*patch[:axis], face, *patch[axis:])
-                        scores.append((own, axis, where, step, excess))
-        if not scores:
+    def score(self, least: float = 0.0) -> SeamScore | None:
+        """Judge the faces; None where there are none with enough planes beside them.
+
+        Parameters
+        ----------
+        least
+            Jumps, in intensities, that nobody could see: rounding alone makes planes differ.
+        """
+        patches = list(self._patches_judged())
+        if not patches:
             return None
-        pooled = np.concatenate(others)
-        own, axis, where, step, excess = max(scores)
-        p = -math.expm1(len(scores) * math.log1p(-min(_exceeded(own, pooled), 1 - 1e-16)))
-        worst = self._seam(axis, where, step, excess)
-        return SeamScore(p=float(p), patches=len(scores), planes=len(pooled), worst=worst)
+        # Where hardly anything varies, anything would stand out; so the spread of all patches has a say, as in the
+        # statistics of many tests at once (Tusher et al. 2001, doi:10.1073/pnas.091062498).
+        squares = np.mean([np.square(patch.beside).mean(axis=1) for patch in patches], axis=0)
+        usual = np.maximum(SHARE_OF_ALL * squares, least**2) + 1e-300
+        own = [float((patch.own / np.sqrt(np.square(patch.beside).mean(axis=1) + usual)).max()) for patch in patches]
+        others = np.concatenate([patch.scores(usual) for patch in patches])
+        top = int(np.argmax(own))
+        p = -math.expm1(len(patches) * math.log1p(-min(_exceeded(own[top], others), 1 - 1e-16)))
+        return SeamScore(p=float(p), patches=len(patches), planes=len(others), worst=self._seam(patches[top]))
+
+    def _patches_judged(self) -> Iterator[_Patch]:
+        for axis, sums in self.sums.items():
+            means = np.moveaxis(sums / self._area(axis), axis + 1, -1)
+            for number in np.ndindex(means.shape[1:3]):
+                for face in self.cuts.faces(axis):
+                    where = (*number[:axis], face, *number[axis:])
+                    found = self._patch(axis, where, means[(slice(None), *number)])
+                    if found is not None:
+                        yield found
 
     def _area(self, axis: int) -> Voxels:
         """Voxels of each patch."""
         lengths = [np.diff(b) if a != axis else np.ones(1) for a, b in enumerate(self.bounds)]
         return np.asarray(lengths[0][:, None, None] * lengths[1][:, None] * lengths[2])
 
-    def _judged(self, axis: int, means: Voxels, face: int) -> tuple[float, Line, float, float] | None:
-        """Score one patch of a face, and the parallel planes between it and the faces next to it."""
-        phase, faces = self.phase[axis], (0, *self.cuts.faces(axis), self.shape[axis])
+    def _patch(self, axis: int, where: Shape, means: Voxels) -> _Patch | None:
+        """Take a patch of a face, and the parallel planes between it and the faces next to it."""
+        phase, faces, face = self.phase[axis], (0, *self.cuts.faces(axis), self.shape[axis]), where[axis]
         number = faces.index(face)
         # Mirrored faces of the volume, and the planes next to a seam, whose jumps it is a part of, do not count.
         wide = AFTER + BEFORE
@@ -172,22 +183,41 @@ class SeamSums:
             return None
         step, size = means[:, face // phase]
         steps, sizes = means[:, planes // phase]
-        middle = float(np.median(sizes))
-        own, beside = [], []
-        # A step that all of a patch shares, and jumps of either sign.
-        for value, values in ((abs(step), np.abs(steps)), (size - middle, np.abs(sizes - middle))):
-            # Each plane is judged by the others, as the face is by all of them.
-            total, n = float(np.square(values).sum()), len(values)
-            own.append(value / math.sqrt(max(total / n, 1e-300)))
-            beside.append(values / np.sqrt(np.maximum((total - values**2) / (n - 1), 1e-300)))
-        return max(own), np.maximum(*beside), float(step), size - middle
+        middle = np.median(sizes)
+        own, beside = np.array([abs(step), size - middle]), np.stack([np.abs(steps), np.abs(sizes - middle)])
+        return _Patch(axis=axis, where=where, step=float(step), own=own, beside=beside)
 
-    def _seam(self, axis: int, where: tuple[int, ...], step: float, excess: float) -> Seam:
+    def _seam(self, patch: _Patch) -> Seam:
+        axis, where = patch.axis, patch.where
         index = where[axis]
         start = tuple(index if a == axis else int(self.bounds[a][k]) for a, k in enumerate(where))
         stop = tuple(index + 1 if a == axis else int(self.bounds[a][k + 1]) for a, k in enumerate(where))
         kind: Kind = "shard" if index in self.cuts.shards[axis] else "tile"
-        return Seam(axis=axis, index=index, start=start, stop=stop, kind=kind, step=step, excess=excess)
+        excess = float(patch.own[1])
+        return Seam(axis=axis, index=index, start=start, stop=stop, kind=kind, step=patch.step, excess=excess)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Patch:
+    """A part of a face, and of the planes that it is judged by.
+
+    There are two measures: the step that all of it shares, and by how much jumps of either sign exceed the usual.
+    """
+
+    axis: int
+    where: Shape
+    """Number of the patch along each axis, but the voxel of the face across it."""
+    step: float
+    own: Line
+    """Both measures of the face."""
+    beside: Voxels
+    """Both measures (rows) of each parallel plane."""
+
+    def scores(self, usual: Line) -> Line:
+        """Score each plane by the others, as the face is scored by all of them."""
+        squares, n = np.square(self.beside), self.beside.shape[1]
+        rest = (squares.sum(axis=1, keepdims=True) - squares) / (n - 1)
+        return np.asarray((self.beside / np.sqrt(rest + usual[:, None])).max(axis=0))
 
 
 def _bounds(faces: Shape, size: int) -> npt.NDArray[np.intp]:

@@ -251,6 +251,15 @@ def test_a_volume_that_equals_its_reference_has_no_psnr_in_silence():
     json.dumps(found.to_json(), allow_nan=False)
 
 
+def test_a_volume_of_four_planes_has_nothing_inside_its_border():
+    coarse, fine, truth = scene(shape=(4, 64, 64))
+    found = compared(coarse, fine, truth)
+    assert "no voxels inside a border of 2" in found.absent["psnr"]
+    assert "fewer than 3 voxels" in found.absent["ssim"]
+    assert found.absent["frc.axial"] == "too few voxels along it"
+    assert "lateral" in found.figures["frc"]
+
+
 def test_a_constant_volume_and_one_with_holes_are_refused():
     coarse, fine, _ = scene()
     with pytest.raises(UsageError, match="one intensity only, 7"):

@@ -22,7 +22,7 @@ def structure(seed, sigma=2.0, noise=0.1, shape=SHAPE):
     return smooth / smooth.std() + noise * rng.standard_normal(shape)
 
 
-def scored(voxels, cuts=CUTS, phase=(1, 1, 1), block=(64, 96, 128)):
+def scored(voxels, cuts=CUTS, phase=(1, 1, 1), block=(64, 96, 128), least=0.0):
     sums = SeamSums(voxels.shape, cuts, phase)
     padded = np.pad(voxels, [(BEFORE, AFTER)] * 3, mode="symmetric")
     for start in itertools.product(*(range(0, n, b) for n, b in zip(voxels.shape, block, strict=True))):
@@ -30,7 +30,7 @@ def scored(voxels, cuts=CUTS, phase=(1, 1, 1), block=(64, 96, 128)):
             slice(a, min(a + b, n) + BEFORE + AFTER) for a, b, n in zip(start, block, voxels.shape, strict=True)
         )
         sums.add(padded[box], start)
-    return sums.score()
+    return sums.score(least)
 
 
 def test_without_a_seam_small_p_values_are_as_rare_as_they_say():
@@ -101,6 +101,23 @@ def test_memory_for_a_volume_of_a_trillion_voxels_is_less_than_a_gigabyte():
     shape = (10_000, 10_000, 10_000)
     sums = SeamSums(shape, regular_cuts(shape, (64, 64, 64), (256, 256, 256)), (2, 2, 2)).sums
     assert sum(part.nbytes for part in sums.values()) < 2**30
+
+
+def test_what_differs_by_rounding_only_has_no_seam():
+    flat = np.zeros(SHAPE)
+    flat[:, :32, :32] = 1e-6 * np.random.default_rng(0).standard_normal((64, 32, 32))
+    flat[:, :32, 32:] += 1e-5
+    assert scored(flat, least=1e-2).p > 0.05
+    assert scored(flat).p < 0.01
+
+
+def test_a_seam_in_a_quiet_corner_is_found_beside_busy_ones():
+    voxels = structure(7)
+    voxels[:, 32:, 32:] *= 0.02
+    voxels[:, 64:, 96:104] += 0.02 * np.ptp(voxels) * np.linspace(1, 0, 8)
+    score = scored(voxels)
+    assert score.p < 0.01
+    assert (score.worst.axis, score.worst.index, score.worst.start[1]) == (2, 96, 64)
 
 
 def test_shards_are_cut_into_tiles_that_begin_with_them():
