@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -143,13 +143,13 @@ class SeamSums:
         least
             Jumps, in intensities, that nobody could see: rounding alone makes planes differ.
         """
-        patches = list(self._patches_judged())
+        patches = [patch.above(least) for patch in self._patches_judged()]
         if not patches:
             return None
         # Where hardly anything varies, anything would stand out; so the spread of all patches has a say, as in the
         # statistics of many tests at once (Tusher et al. 2001, doi:10.1073/pnas.091062498).
         squares = np.mean([np.square(patch.beside).mean(axis=1) for patch in patches], axis=0)
-        usual = np.maximum(SHARE_OF_ALL * squares, least**2) + 1e-300
+        usual = SHARE_OF_ALL * squares + least**2 + 1e-300
         own = [float((patch.own / np.sqrt(np.square(patch.beside).mean(axis=1) + usual)).max()) for patch in patches]
         others = np.concatenate([patch.scores(usual) for patch in patches])
         top = int(np.argmax(own))
@@ -185,7 +185,7 @@ class SeamSums:
         steps, sizes = means[:, planes // phase]
         middle = np.median(sizes)
         own, beside = np.array([abs(step), size - middle]), np.stack([np.abs(steps), np.abs(sizes - middle)])
-        return _Patch(axis=axis, where=where, step=float(step), own=own, beside=beside)
+        return _Patch(axis=axis, where=where, step=float(step), excess=float(own[1]), own=own, beside=beside)
 
     def _seam(self, patch: _Patch) -> Seam:
         axis, where = patch.axis, patch.where
@@ -193,8 +193,7 @@ class SeamSums:
         start = tuple(index if a == axis else int(self.bounds[a][k]) for a, k in enumerate(where))
         stop = tuple(index + 1 if a == axis else int(self.bounds[a][k + 1]) for a, k in enumerate(where))
         kind: Kind = "shard" if index in self.cuts.shards[axis] else "tile"
-        excess = float(patch.own[1])
-        return Seam(axis=axis, index=index, start=start, stop=stop, kind=kind, step=patch.step, excess=excess)
+        return Seam(axis=axis, index=index, start=start, stop=stop, kind=kind, step=patch.step, excess=patch.excess)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -208,10 +207,16 @@ class _Patch:
     where: Shape
     """Number of the patch along each axis, but the voxel of the face across it."""
     step: float
+    excess: float
     own: Line
     """Both measures of the face."""
     beside: Voxels
     """Both measures (rows) of each parallel plane."""
+
+    def above(self, least: float) -> _Patch:
+        """Take off what nobody could see."""
+        own, beside = (np.maximum(values - least, 0) for values in (self.own, self.beside))
+        return replace(self, own=own, beside=beside)
 
     def scores(self, usual: Line) -> Line:
         """Score each plane by the others, as the face is scored by all of them."""
