@@ -30,9 +30,10 @@ from svision_dask.baselines import cubic, cubic_back_projected
 from svision_dask.exam import Exam
 from svision_dask.fitting import SETTINGS, train_stage
 from svision_dask.geometry import Grid, parse_factor
-from svision_dask.metrics import fsc_resolution, psnr, ssim
+from svision_dask.metrics import psnr, ssim
 from svision_dask.model import Model, Normalisation
 from svision_dask.pairs import Pairs, Scale
+from svision_dask.resolution import fsc_resolution
 from svision_dask.stage import Stage
 from svision_dask.training import design_for, train
 from svision_dask.volume import Volume, mirror_pad

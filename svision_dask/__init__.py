@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from svision_dask.backend import Backend
+    from svision_dask.comparison import Comparison, compare
     from svision_dask.enhancement import enhance
     from svision_dask.errors import SvisionError
     from svision_dask.formats import open_volume, stack_channels
@@ -20,18 +21,23 @@ if TYPE_CHECKING:
     from svision_dask.model import Model, load_model
     from svision_dask.pipeline import Report, copy_to_zarr, enhance_to_zarr, plan_volume
     from svision_dask.plan import Plan
+    from svision_dask.report import write_report
     from svision_dask.training import train
     from svision_dask.verification import verify
+    from svision_dask.viewing import View, view
     from svision_dask.volume import Volume
 
 _HOMES = {
     "Backend": "backend",
+    "Comparison": "comparison",
     "Grid": "geometry",
     "Model": "model",
     "Plan": "plan",
     "Report": "pipeline",
     "SvisionError": "errors",
+    "View": "viewing",
     "Volume": "volume",
+    "compare": "comparison",
     "copy_to_zarr": "pipeline",
     "enhance": "enhancement",
     "enhance_to_zarr": "pipeline",
@@ -41,16 +47,21 @@ _HOMES = {
     "stack_channels": "formats",
     "train": "training",
     "verify": "verification",
+    "view": "viewing",
+    "write_report": "report",
 }
 
 __all__ = [
     "Backend",
+    "Comparison",
     "Grid",
     "Model",
     "Plan",
     "Report",
     "SvisionError",
+    "View",
     "Volume",
+    "compare",
     "copy_to_zarr",
     "enhance",
     "enhance_to_zarr",
@@ -60,6 +71,8 @@ __all__ = [
     "stack_channels",
     "train",
     "verify",
+    "view",
+    "write_report",
 ]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from svision_dask.backend import DEVICES
+from svision_dask.compare_command import compare
 from svision_dask.console import (
     Commands,
     Update,
@@ -51,6 +52,7 @@ from svision_dask.options import (
     storing,
     trained,
 )
+from svision_dask.view_command import view
 
 if TYPE_CHECKING:
     from svision_dask.image import RunProgress
@@ -65,6 +67,10 @@ MOST_PLANES = 8
 @click.option("-v", "--verbose", count=True, help="-vv shows where an error came from.")
 def main(verbose: int) -> None:
     """Enhance the resolution of microscope volumes of any size, by self-supervision."""
+
+
+main.add_command(compare)
+main.add_command(view)
 
 
 @main.command()

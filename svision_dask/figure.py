@@ -190,7 +190,7 @@ def _draw_scale_bar(cell: Axes, view: _View, spacing: Vector) -> None:
     from matplotlib.patheffects import withStroke
 
     (top, bottom), (left, right) = (_extent(view, axis, spacing) for axis in view.drawn)
-    length = _round_length((right - left) / 4)
+    length = round_length((right - left) / 4)
     x, y = left + 0.05 * (right - left), bottom - 0.06 * (bottom - top)
     ends = ([x, x + length], [y, y])
     cell.plot(
@@ -212,7 +212,7 @@ def _draw_scale_bar(cell: Axes, view: _View, spacing: Vector) -> None:
     )
 
 
-def _round_length(longest: float) -> float:
+def round_length(longest: float) -> float:
     """Find the largest 1, 2 or 5 times a power of ten that is not above ``longest``."""
     power = 10.0 ** math.floor(math.log10(longest))
     return power * max(digit for digit in (1, 2, 5) if digit * power <= longest)

@@ -9,7 +9,6 @@ import asyncio
 import errno
 import hashlib
 import os
-import re
 import zipfile
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,28 +18,9 @@ from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from svision_dask.errors import UsageError
+from svision_dask.transfer import CREDENTIALS, EXTRAS, attempt, file_system, read_range
 
 WRITABLE = ("s3", "gs")
-EXTRAS = {"s3": "s3", "gs": "gs", "https": "https", "http": "https"}
-"""Schemes that are read, and which of our extras installs what that takes."""
-CONNECT_SECONDS = 10.0
-SILENCE_SECONDS = 30.0
-"""How long a server may say nothing at all."""
-REQUEST_SECONDS = 900.0
-"""How long a request may take, however slowly bytes come."""
-PAUSES = (0.2, 1.0)
-"""Seconds before another try at a request that was turned away; after a silence, there is no other."""
-BUSY = {408, 425, 429, 500, 502, 503, 504}
-"""Answers of servers that will have another one later."""
-BROKEN = {
-    "ClientConnectionError",
-    "ClientPayloadError",
-    "ConnectionError",
-    "HTTPClientError",
-    "IncompleteReadError",
-} | {"ResponseParserError"}
-"""Errors of aiohttp and botocore, which need not be installed, for connections that broke or were not made."""
-
 Result = TypeVar("Result")
 
 
@@ -98,6 +78,19 @@ class Remote:
         content: bytes = self._run(lambda fs, path: fs._cat_file(path))
         return content
 
+    def read_part(self, start: int, stop: int) -> bytes:
+        """Read some of it."""
+        content: bytes | None = self._run(lambda fs, path: read_range(fs, path, start, stop))
+        return content or b""
+
+    def size(self) -> int | None:
+        """Ask for its bytes; None where it is not there, or the server does not say."""
+        try:
+            facts: dict[str, Any] = self._run(lambda fs, path: fs._info(path))
+        except FileNotFoundError:
+            return None
+        return facts.get("size") if facts.get("type", "file") == "file" else None
+
     def write_bytes(self, content: bytes) -> None:
         """Write, or replace as a whole."""
         self._run(lambda fs, path: fs._pipe_file(path, content))
@@ -134,7 +127,7 @@ class Remote:
         """List which of ``names`` are not here, or empty: of each, the first byte is asked for."""
         wanted = list(names)
         parts: list[Any] = self._run(
-            lambda fs, path: asyncio.gather(*(_first_byte(fs, f"{path}/{name}") for name in wanted))
+            lambda fs, path: asyncio.gather(*(read_range(fs, f"{path}/{name}", 0, 1) for name in wanted))
         )
         return [name for name, part in zip(wanted, parts, strict=True) if not part]
 
@@ -229,7 +222,7 @@ def located(place: str | Path | Remote) -> Location:
         raise UsageError(f"a URL that begins with {scheme[:20]}://: allowed are {', '.join(EXTRAS)}, and plain paths.")
     host, path = rest.partition("/")[::2]
     if "@" in host or not _has_plain_host(rest):
-        raise UsageError(f"a {scheme}:// URL with a user name, password or key in it: give it without. {_CREDENTIALS}")
+        raise UsageError(f"a {scheme}:// URL with a user name, password or key in it: give it without. {CREDENTIALS}")
     if set("?#*[]\\") & set(path):
         raise UsageError(f"{scheme}://{host}/…: a URL with one of ? # * [ ] \\ is no plain name. Give it without.")
     parts = [part for part in path.split("/") if part]
@@ -252,10 +245,6 @@ def local_path(place: str | Path, what: str) -> Path:
     return found
 
 
-_CREDENTIALS = "Credentials come from the environment or the configuration files of each process."
-_ANONYMOUS = " For a public bucket, set FSSPEC_S3_ANON=true."
-
-
 def _has_plain_host(rest: str) -> bool:
     """Whether nothing but a port follows a colon: a password with a slash in it would end the host early."""
     try:
@@ -271,130 +260,3 @@ def state_folder(remote: Remote) -> Path:
     """
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(home) / "svision-dask" / hashlib.sha256(remote.url.encode()).hexdigest()
-
-
-def file_system(url: str, *, asynchronous: bool) -> tuple[Any, str]:
-    """Open the file system of a URL with this process's credentials; also give the path on it.
-
-    Raises
-    ------
-    UsageError
-        If what that takes is not installed.
-    """
-    from fsspec.core import url_to_fs
-
-    scheme = url.partition("://")[0]
-    try:
-        fs, path = url_to_fs(url, asynchronous=asynchronous, **_options(scheme))
-    except ImportError as error:
-        extra = EXTRAS[scheme]
-        raise UsageError(f"{url}: {scheme}:// needs more packages. Install svision-dask[{extra}].") from error
-    fs.retries = 1  # s3fs would repeat what `attempt` repeats
-    return fs, path
-
-
-def _options(scheme: str) -> dict[str, Any]:
-    """Bound the time that requests take; what the user has configured comes first."""
-    from fsspec.config import conf
-
-    options: dict[str, Any]
-    if scheme == "s3":
-        timeouts = {"connect_timeout": CONNECT_SECONDS, "read_timeout": SILENCE_SECONDS}
-        # Read in one request each: several at once need another one for the size, and take short answers for whole.
-        options = {"config_kwargs": {**timeouts, "retries": {"total_max_attempts": 1}}, "max_concurrency": 1}
-    elif scheme == "gs":
-        options = {"requests_timeout": SILENCE_SECONDS}
-    else:
-        from aiohttp import ClientTimeout
-
-        bounds = ClientTimeout(total=REQUEST_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
-        return {"client_kwargs": {"timeout": bounds, **conf.get(scheme, {}).get("client_kwargs", {})}}
-    options["use_listings_cache"] = False
-    given = conf.get(scheme, {})
-    return {
-        name: {**value, **given.get(name, {})} if isinstance(value, dict) else given.get(name, value)
-        for name, value in options.items()
-    }
-
-
-async def attempt(call: Callable[[], Awaitable[Result]], url: str) -> Result:
-    """Make a request, again if it is turned away for now; its errors are Python's own, and one line each.
-
-    Raises
-    ------
-    OSError
-        ``FileNotFoundError`` if there is nothing, ``PermissionError`` if it is forbidden; ``EAGAIN`` and ``ETIMEDOUT``
-        pass; ``ERANGE`` if it has no such bytes.
-    """
-    for pause in (*PAUSES, None):
-        try:
-            return await call()
-        except Exception as error:
-            failure = _plain(error, url)
-        if pause is None or failure.errno != errno.EAGAIN:
-            break
-        await asyncio.sleep(pause)
-    raise failure  # here, where the original is gone: it may hold headers of the request, and so secrets
-
-
-async def read_range(fs: Any, path: str, start: int | None = None, end: int | None = None) -> bytes | None:
-    """Read a file, or a part of it: the last bytes, if ``start`` is negative. None if it is not there, or empty."""
-
-    async def call() -> bytes:
-        content: bytes = await fs._cat_file(path, start=start, end=end)
-        wanted = None if start is None else end - start if end is not None else -start if start < 0 else None
-        if wanted is not None and len(content) > wanted:
-            raise OSError(errno.ENOTSUP, "the server has no parts of files, which shards need. Copy the image")
-        if end is not None and wanted is not None and len(content) < wanted:
-            raise ConnectionResetError(errno.ECONNRESET, "the answer is too short")
-        return content
-
-    try:
-        return await attempt(call, path) or None
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        if error.errno == errno.ERANGE:
-            return None
-        raise
-
-
-async def _first_byte(fs: Any, path: str) -> bytes | None:
-    return await read_range(fs, path, 0, 1)
-
-
-def _plain(error: Exception, url: str) -> OSError:
-    """Put an error of fsspec, aiohttp, botocore or gcsfs as one of Python's own, without what it carries."""
-    status, kinds = _status(error), {kind.__name__ for kind in type(error).__mro__}
-    said = " ".join(str(error).split())[:200]
-    if isinstance(error, FileNotFoundError) or status == 404:
-        return FileNotFoundError(errno.ENOENT, "not there", url)
-    if isinstance(error, PermissionError) or status in (401, 403) or "NoCredentialsError" in kinds:
-        return PermissionError(
-            errno.EACCES, f"{url}: access is refused. {_CREDENTIALS}{_ANONYMOUS if url.startswith('s3') else ''}"
-        )
-    if status == 416:
-        return OSError(errno.ERANGE, f"{url}: it has no such bytes")
-    if status in BUSY:
-        return OSError(errno.EAGAIN, f"{url}: the server answers {status}")
-    if isinstance(error, TimeoutError) or any("Timeout" in kind for kind in kinds):
-        return OSError(errno.ETIMEDOUT, f"{url}: the server does not answer in time")
-    if kinds & BROKEN:
-        return OSError(errno.EAGAIN, f"{url}: the connection broke: {type(error).__name__}: {_without_urls(said)}")
-    number = error.errno if isinstance(error, OSError) and error.errno else errno.EINVAL
-    return OSError(number, f"{url}: {type(error).__name__}: {_without_urls(said)}")
-
-
-def _without_urls(text: str) -> str:
-    """Leave out where a server may have sent us on to, which can be signed."""
-    return re.sub(r"[a-z]+://\S+", "…", text)
-
-
-def _status(error: Exception) -> int | None:
-    """Status of the HTTP answer behind an error."""
-    response = getattr(error.__cause__, "response", None) or getattr(error, "response", None)
-    if isinstance(response, dict):
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    else:
-        status = getattr(error, "status", None) or getattr(error, "code", None)
-    return int(status) if isinstance(status, int | str) and str(status).isdigit() else None

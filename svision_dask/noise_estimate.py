@@ -65,12 +65,18 @@ def estimate_noise(voxels: Voxels, factor: Shape = (2, 2, 2)) -> Noise:
     neighbours share it along every axis of ``voxels`` (z, y, x) that ``factor`` refines.
     """
     axes = [axis for axis, n in enumerate(voxels.shape) if n >= SHORTEST]
-    refined = [axis for axis in axes if factor[axis] > 1] or axes
-    if not any(_correlation(voxels, axis, axes) <= INDEPENDENT for axis in refined):
+    if not is_independent(voxels, factor):
         return SILENT
     rough, left = _roughness(voxels, axes), _roughness(reduce(_halved, axes, voxels), axes)
     floor = rough.floor - left.variance(rough.offset)
     return Noise(floor=max(0.0, floor), gain=max(0.0, rough.gain - left.gain), offset=rough.offset)
+
+
+def is_independent(voxels: Voxels, factor: Shape = (2, 2, 2)) -> bool:
+    """Whether ``voxels`` (z, y, x) have noise that neighbours along one axis that ``factor`` refines do not share."""
+    axes = [axis for axis, n in enumerate(voxels.shape) if n >= SHORTEST]
+    refined = [axis for axis in axes if factor[axis] > 1] or axes
+    return any(_correlation(voxels, axis, axes) <= INDEPENDENT for axis in refined)
 
 
 def _roughness(voxels: Voxels, axes: Sequence[int]) -> Noise:

@@ -13,7 +13,8 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, StorePath, ZipStore
 
-from svision_dask.locations import Location, Remote, Zipped, attempt, file_system, read_range
+from svision_dask.locations import Location, Remote, Zipped
+from svision_dask.transfer import attempt, file_system, read_range
 
 METADATA_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 
@@ -65,7 +66,7 @@ class RemoteStore(FsspecStore):
         MissingChunkError
             If it is a chunk, and all of them should be there.
         OSError
-            As ``locations.attempt``.
+            As ``transfer.attempt``.
         """
         content = await read_range(self.fs, self._path_of(key), *_limits(byte_range))
         if content is None and self.complete and key.rpartition("/")[2] not in METADATA_FILES:

@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import find_objects, label
 
 from svision_dask.errors import UsageError
-from svision_dask.figure import Panel, _round_length, draw_comparison, informative_place
+from svision_dask.figure import Panel, draw_comparison, informative_place, round_length
 
 PLACE = (slice(4, 8), slice(8, 24), slice(8, 24))
 
@@ -87,5 +87,5 @@ def test_drawing_leaves_no_figure_open_in_pyplot(tmp_path):
 
 
 @pytest.mark.parametrize(("longest", "length"), [(12.8, 10), (9.9, 5), (5.0, 5), (3.2, 2), (1.9, 1), (0.34, 0.2)])
-def test_a_scale_bar_has_a_round_length(longest, length):
-    assert _round_length(longest) == pytest.approx(length)
+def test_a_scale_bar_has_around_length(longest, length):
+    assert round_length(longest) == pytest.approx(length)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from svision_dask.errors import UsageError
-from svision_dask.metrics import BORDER, fsc, fsc_resolution, psnr, ssim
+from svision_dask.metrics import BORDER, psnr, ssim
 
 SHAPE = (11, 13, 17)
 
@@ -116,46 +116,3 @@ def test_a_data_range_that_is_no_positive_number_is_refused(metric, data_range):
 def test_a_volume_that_is_all_border_is_refused(shape):
     with pytest.raises(UsageError, match="nothing is left"):
         psnr(noise(shape), noise(shape), data_range=1)
-
-
-def low_pass(voxels: np.ndarray, cutoff: float) -> np.ndarray:
-    """Without any detail finer than ``cutoff`` cycles per voxel."""
-    distance = np.sqrt(sum(f**2 for f in np.meshgrid(*map(np.fft.fftfreq, voxels.shape), indexing="ij")))
-    return np.fft.ifftn(np.fft.fftn(voxels) * (distance < cutoff)).real
-
-
-@pytest.mark.parametrize("cutoff", [0.1, 0.2, 0.35])
-@pytest.mark.parametrize("shape", [(40, 48, 56), (1, 256, 192), (192, 256)])
-def test_the_resolution_is_where_the_shared_detail_ends(shape, cutoff):
-    rng = np.random.default_rng(0)
-    shared = rng.standard_normal(shape)
-    image = low_pass(shared, cutoff) + 0.3 * (unshared := rng.standard_normal(shape)) - low_pass(0.3 * unshared, cutoff)
-    assert 1 / fsc_resolution(image, shared) == pytest.approx(
-        cutoff, abs=3 / max(shape)
-    )  # three shells: the window mixes neighbours
-
-
-def test_independent_noise_lowers_the_correlation_as_theory_says():
-    rng = np.random.default_rng(1)
-    signal = rng.standard_normal((32, 64, 64))
-    noisy = [signal + sigma * rng.standard_normal(signal.shape) for sigma in (0.5, 1.5)]
-    frequencies, correlations = fsc(*noisy)
-    expected = 1 / np.sqrt((1 + 0.25) * (1 + 2.25))
-    assert frequencies[0] > 0
-    assert frequencies[-1] < 0.5
-    assert correlations[frequencies > 0.1].mean() == pytest.approx(expected, abs=0.02)
-
-
-def test_gain_and_offset_do_not_matter_to_the_correlation_and_its_sign_does():
-    voxels = np.random.default_rng(2).random((16, 24, 24))
-    np.testing.assert_allclose(fsc(3 * voxels + 100, voxels)[1], 1, atol=1e-9)
-    np.testing.assert_allclose(fsc(-voxels, voxels)[1], -1, atol=1e-9)
-    assert fsc_resolution(voxels, voxels) == 2
-    assert fsc_resolution(-voxels, voxels) == np.inf
-    assert fsc_resolution(np.zeros_like(voxels), voxels) == np.inf
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 5, 5), (10, 10, 10)])
-def test_too_few_voxels_have_no_resolution(shape):
-    with pytest.raises(UsageError, match="one axis needs 8"):
-        fsc_resolution(np.zeros(shape), np.zeros(shape))

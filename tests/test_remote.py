@@ -13,19 +13,20 @@ import pytest
 from cloudpickle import dumps
 from fsspec.config import conf
 
-from svision_dask import locations, regions
+from svision_dask import regions, transfer
 from svision_dask.cluster import local_client
 from svision_dask.errors import ImageError, OutputError, RegionError, UsageError
 from svision_dask.formats import open_volume
 from svision_dask.geometry import Regions
 from svision_dask.ledger import Receipt
-from svision_dask.locations import file_system, located, state_folder
+from svision_dask.locations import located, state_folder
 from svision_dask.omezarr import read_provenance
 from svision_dask.omezarr_write import open_level
 from svision_dask.output import check_output
 from svision_dask.pipeline import copy_to_zarr, enhance_to_zarr, plan_volume
 from svision_dask.plan import Wishes
 from svision_dask.regions import CopyTask
+from svision_dask.transfer import file_system
 from svision_dask.verification import reopen, verify
 from tests.commands import finish, run, start, textured, write_tiff
 from tests.models import tiny
@@ -77,7 +78,7 @@ def bucket(s3, monkeypatch):
     if s3[0] is None:
         pytest.skip("no moto_server; set SVISION_MOTO")
     monkeypatch.setattr(regions, "PAUSES", (0.01, 0.01, 0.01))
-    monkeypatch.setattr(locations, "PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(transfer, "PAUSES", (0.01, 0.01))
     s3[1].clear()
     yield s3
     s3[1].clear()
@@ -109,7 +110,7 @@ def web(folder):
 def http(web, monkeypatch):
     """A server that works, and short pauses."""
     monkeypatch.setattr(regions, "PAUSES", (0.01, 0.01, 0.01))
-    monkeypatch.setattr(locations, "PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(transfer, "PAUSES", (0.01, 0.01))
     web[1].clear()
     yield web
     web[1].clear()
@@ -260,7 +261,7 @@ def test_what_is_forbidden_is_not_tried_again(http, tmp_path) -> None:
 
 
 def test_a_server_that_hangs_is_given_up_in_time(http, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(locations, "SILENCE_SECONDS", 0.4)
+    monkeypatch.setattr(transfer, "SILENCE_SECONDS", 0.4)
     url, faults = http
     volume = open_volume(f"{url}/chunks.ome.zarr")
     faults.give("hang", "/0/1/0/1")
@@ -400,7 +401,7 @@ def test_an_object_store_that_hangs_or_forbids_is_given_up(bucket, client, folde
     _, faults = bucket
     url = "s3://bucket/given-up.ome.zarr"
     copy_to_zarr(open_volume(folder / "shards.ome.zarr"), url, wishes=SHARDED, client=client)
-    monkeypatch.setattr(locations, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(transfer, "SILENCE_SECONDS", 0.5)
     volume = open_volume(url)
     for fault, said in (("hang", "does not answer in time"), ("403", "access is refused")):
         faults.give(fault, "/0/c/0/0/0")

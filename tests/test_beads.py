@@ -1,0 +1,43 @@
+"""Beads: found where they were put, and as wide as they were made."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from svision_dask.beads import alone, nearest, peaks, well_inside, widths
+from svision_dask.psf import FWHM_OF_SIGMA
+
+SHAPE = (40, 48, 56)
+
+
+def gaussian_bead(centre, sigmas, shape=SHAPE):
+    distance = sum(((i - c) / s) ** 2 for i, c, s in zip(np.indices(shape), centre, sigmas, strict=True))
+    return np.exp(-distance / 2)
+
+
+@pytest.mark.parametrize("centre", [(20, 24, 28), (20.3, 23.6, 28.5)])
+def test_a_gaussian_is_as_wide_as_its_formula_says_wherever_it_lies_between_voxels(centre):
+    sigmas = (2.5, 1.3, 1.7)
+    measured = widths(gaussian_bead(centre, sigmas), np.array(centre))
+    assert measured == pytest.approx([s * FWHM_OF_SIGMA for s in sigmas], rel=0.02)
+
+
+def test_a_bead_is_found_once_where_it_is_also_where_its_top_is_flat():
+    volume = gaussian_bead((10, 12, 14), (2, 2, 2)) + gaussian_bead((30, 30, 40), (2, 2, 2))
+    volume[30, 30, 41] = volume[30, 30, 40]
+    found = peaks(volume, 0.5)
+    np.testing.assert_allclose(found[np.argsort(found[:, 0])], [(10, 12, 14), (30, 30, 40.5)])
+
+
+def test_beads_with_neighbours_and_beads_at_faces_are_told_apart():
+    points = np.array([(20.0, 20, 20), (20, 20, 25), (20, 40, 20), (3, 20, 40)])
+    assert alone(points, 8).tolist() == [False, False, True, True]
+    assert well_inside(points, SHAPE, 8).tolist() == [True, True, False, False]
+    assert nearest(points[:1], points[2:]).tolist() == [20.0]
+
+
+def test_no_points_are_near_none():
+    none = np.empty((0, 3))
+    assert len(alone(none, 8)) == len(nearest(none, none)) == 0
+    assert nearest(np.ones((1, 3)), none).tolist() == [np.inf]

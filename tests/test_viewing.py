@@ -1,0 +1,114 @@
+"""The viewer, in a real browser: what it draws is there, is where it is in the world, and differs before and after."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+from matplotlib.image import imread
+
+from svision_dask.baselines import reduced
+from svision_dask.errors import OutputError, UsageError
+from svision_dask.omezarr_write import create_store, open_level
+from svision_dask.viewing import View, view
+from tests.browser import find_browser
+from tests.commands import run, write_tiff
+from tests.test_comparison import FACTOR, grid, stored
+
+needs_neuroglancer = pytest.mark.skipif(
+    importlib.util.find_spec("neuroglancer") is None, reason="neuroglancer is not installed (extra view)"
+)
+SIZE = (600, 400)
+
+
+def panels(shown, path):
+    """Draw the view; what the panels of before and after show, without the scale bars at the bottom."""
+    grey = imread(shown.screenshot(path, size=SIZE))[: SIZE[1] - 60, :, :3].mean(axis=2)
+    gap = SIZE[0] // 2
+    return grey[:, : gap - 10], grey[:, gap + 10 :]
+
+
+def place(panel, start):
+    """Where the bright bead is, in pixels of the whole picture (down, right)."""
+    weights = np.where(panel > 0.3, panel, 0)
+    down, right = (float((weights * index).sum() / weights.sum()) for index in np.indices(panel.shape))
+    return np.array([down, right + start])
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A bead off the middle; fine voxels lie between coarse ones, so that a mistaken half voxel shows."""
+    folder = tmp_path_factory.mktemp("view")
+    distance = sum(((i - c) / 4) ** 2 for i, c in zip(np.indices((16, 96, 96)), (7.5, 35.5, 55.5), strict=True))
+    fine = (200 * np.exp(-distance / 2)).astype(np.float32)
+    coarse = reduced(fine, FACTOR)
+    where = grid(coarse.shape, origin=(0.0, 0.0, 0.0))
+    before = stored(folder / "before.ome.zarr", coarse, where, {})
+    sizes = dict(zip(("PhysicalSizeZ", "PhysicalSizeY", "PhysicalSizeX"), where.spacing, strict=True))
+    tifffile.imwrite(folder / "before.ome.tif", coarse, ome=True, metadata={"axes": "ZYX", **sizes})
+    return before, stored(folder / "after.ome.zarr", fine, where.finer(FACTOR), {}), fine
+
+
+@needs_neuroglancer
+@pytest.mark.parametrize("kind", ["zarr", "tif"])
+def test_before_and_after_show_the_same_place_and_differ(images, tmp_path, kind):
+    find_browser()
+    before, after, _ = images
+    with view(before.with_suffix(f".{kind}"), after) as shown:
+        assert shown.url.startswith("http://127.0.0.1:")
+        first, second = panels(shown, tmp_path / "a.png")
+    both = place(first, 0), place(second, SIZE[0] // 2 + 10)
+    # Panels are 304 pixels apart, with the bar between them. Half a fine voxel, the least mistake, has 3.3 pixels.
+    assert both[1] - both[0] == pytest.approx([0, 304], abs=2)
+    assert np.abs(first[:, : second.shape[1]] - second[:, : first.shape[1]]).mean() > 0.001
+
+
+@needs_neuroglancer
+def test_what_is_being_made_is_shown_as_far_as_it_is(images, tmp_path):
+    find_browser()
+    before, _, fine = images
+    growing = tmp_path / "growing.ome.zarr"
+    level = grid(tuple(n // 2 for n in fine.shape), origin=(0.0, 0.0, 0.0)).finer(FACTOR)
+    create_store(growing, [level], dtype="float32", chunks=(16, 32, 32), shards=(16, 96, 32), attributes={})
+    bright = []
+    for columns in (32, 96):
+        open_level(growing, 0, "r+")[:, :, :columns] = fine[:, :, :columns]
+        with view(before, growing) as shown:
+            first, second = panels(shown, tmp_path / f"{columns}.png")
+        bright.append((second > 0.3).sum() / (first > 0.3).sum())
+    assert bright[0] < 0.1  # the bead is in columns 32 to 63 and beyond
+    assert bright[1] == pytest.approx(1, abs=0.3)
+    both = place(first, 0), place(second, SIZE[0] // 2 + 10)
+    assert both[1] - both[0] == pytest.approx([0, 304], abs=2)
+    with pytest.raises(UsageError, match="give what it is made of first"):
+        view(growing)
+
+
+@needs_neuroglancer
+def test_a_tiff_is_shown_and_where_there_is_no_browser_a_screenshot_is_refused(tmp_path, monkeypatch):
+    path = write_tiff(tmp_path / "a.ome.tif", np.zeros((4, 16, 16), "uint8"))
+    with view(path) as shown:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(OutputError, match="no browser is installed"):
+            View.screenshot(shown, tmp_path / "b.png")
+
+
+@needs_neuroglancer
+def test_the_command_writes_a_picture(images, tmp_path):
+    find_browser()
+    outcome = run("view", *images[:2], "--screenshot", tmp_path / "c.png")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert imread(tmp_path / "c.png").shape[:2] == (800, 1400)
+
+
+def test_without_neuroglancer_the_command_says_what_to_install(images):
+    code = "import sys; sys.modules['neuroglancer'] = None\nfrom svision_dask.cli import main\nmain()"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "view", str(images[0])], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 2
+    assert "pip install 'svision-dask[view]'" in ended.stderr
