@@ -158,6 +158,7 @@ LIBRARIES = {
     "label_images": set(),
     "labels": {"numpy", "ome_zarr_models"},
     "ledger": {"filelock", "numpy"},
+    "locations": set(),
     "transfer": {"aiohttp", "fsspec"},
     "metrics": {"numpy", "skimage"},
     "model": {"numpy", "safetensors", "torch"},
