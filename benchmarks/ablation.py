@@ -42,17 +42,28 @@ def _stages(**changes: object) -> Choice:
     return change
 
 
+def _first_of_five(design: Architecture, settings: TrainSettings) -> tuple[Architecture, TrainSettings]:
+    stages = (replace(stage, layers=(replace(stage.layers[0], kernel=5), *stage.layers[1:])) for stage in design.stages)
+    return replace(design, stages=tuple(stages)), settings
+
+
 def _layers_of_best(design: Architecture, settings: TrainSettings) -> tuple[Architecture, TrainSettings]:
     best = architecture("best", design.factor, design.axes)
     stages = (replace(own, layers=its.layers) for own, its in zip(design.stages, best.stages, strict=True))
     return replace(design, stages=tuple(stages)), settings
 
 
-def _ten_projections(design: Architecture, settings: TrainSettings) -> tuple[Architecture, TrainSettings]:
+def _projections_of_best(design: Architecture, settings: TrainSettings) -> tuple[Architecture, TrainSettings]:
     best = design_for(design.axes, design.factor, preset="best")
     pairs = zip(design.stages, best.stages, strict=True)
-    stages = (replace(own, back_projections=10, kernel_radius=its.kernel_radius) for own, its in pairs)
+    stages = (
+        replace(own, back_projections=its.back_projections, kernel_radius=its.kernel_radius) for own, its in pairs
+    )
     return replace(design, stages=tuple(stages)), settings
+
+
+def _undamped(design: Architecture, settings: TrainSettings) -> tuple[Architecture, TrainSettings]:
+    return _settings(fit_damping=False)(*_stages(back_projections=1)(design, settings))
 
 
 def _best(design: Architecture, settings: TrainSettings) -> tuple[Architecture, TrainSettings]:
@@ -65,13 +76,15 @@ CHOICES: Mapping[str, Choice] = {
     "scale not matched": _settings(match_zoom=False),
     "one scale instead of three": _settings(spread=0.0),
     "squared error": _settings(loss=F.mse_loss),
-    "no back projection": _stages(back_projections=0, kernel_radius=0),
-    "back projection not damped": _settings(fit_damping=False),
-    "ten back projections": _ten_projections,
+    "slopes learned per channel": _stages(slope=None),
+    "a first kernel of five voxels": _first_of_five,
+    "one back projection": _stages(back_projections=1),
+    "one back projection, not damped": _undamped,
+    "two back projections": _projections_of_best,
     "mean of eight orientations": _stages(ensemble=True),
     "1 500 steps": _settings(steps=SETTINGS["best"].steps),
     "32 channels, one layer more": _layers_of_best,
-    "the last three (best)": _best,
+    "two back projections, 1 500 steps, 32 channels, one layer more (best)": _best,
 }
 
 

@@ -209,7 +209,7 @@ def architecture(
         ``"paper"`` is Fig. 9 of Photonics Research 11(1), 2023: 6 636 parameters at factor 2 in 3-D, mean over eight
         lateral flips and rotations, ten back projections of each and ten of the mean. The operators are linear, so
         these are twenty back projections of the mean. ``"fast"`` is one pass of a shallow network, ``"best"`` one of a
-        wider and deeper one with ten back projections; how far to go with them is found in training.
+        wider and deeper one with two back projections; how far to go with them is found in training.
     factor
         1, 2 or 4 for z, y, x.
     axes
@@ -232,7 +232,7 @@ def architecture(
         raise UsageError(f"factor {tuple(factor)} for axes {axes}: there is no z to refine; its factor must be 1.")
     if preset not in PRESETS:
         raise UsageError(f"preset {preset!r}: allowed are {', '.join(PRESETS)}.")
-    back_projections = {"fast": 0, "best": 10, "paper": 20}[preset]
+    back_projections = {"fast": 0, "best": 2, "paper": 20}[preset]
     stages = []
     for number, step in enumerate(stage_factors(factor)):
         how = degradation.of_step(number)

@@ -238,8 +238,7 @@ def test_whoever_listens_and_never_answers_is_given_up(image, monkeypatch):
 
 def worker(**facts: object) -> Worker:
     known = {"address": "a", "host": "h", "threads": 4, "memory_bytes": 100, "gpu_bytes": 0, "versions": {}, "clock": 0}
-    known |= {"halves": ()}
-    return Worker(**{**known, **facts})
+    return Worker(**{**known, "halves": (), **facts})
 
 
 def test_a_plan_is_for_the_least_of_the_workers():
@@ -259,11 +258,21 @@ def test_gpus_are_used_if_all_workers_have_one_and_named_if_not():
     assert "clock is +90 s off" in next(Crew(workers=(worker(clock=90.0),)).warnings)
 
 
+def test_half_precision_is_for_crews_all_of_whom_have_instructions_for_it():
+    able = worker(halves=("cpu",))
+    assert Crew(workers=(able, able)).wishes(Wishes()).precision == "bfloat16"
+    assert Crew(workers=(able, worker())).wishes(Wishes()).precision == "float32"
+    assert Crew(workers=(able, able)).wishes(Wishes(precision="float32")).precision == "float32"
+    on_gpus = Crew(workers=(worker(halves=("cpu",), gpu_bytes=1000),))
+    assert (on_gpus.wishes(Wishes()).device, on_gpus.wishes(Wishes()).precision) == ("cuda", "float32")
+
+
 def test_gpus_of_this_machine_get_a_process_each():
     machine = Machine(cores=16, memory_bytes=2**37, gpus=(2**34, 2**35))
     wishes = wishes_here(Wishes(), machine)
     assert (wishes.workers, wishes.device, wishes.gpu_bytes) == (2, "cuda", int(0.6 * 2**34))
-    assert wishes_here(Wishes(device="cpu"), machine) == Wishes(device="cpu")
+    asked = Wishes(device="cpu", precision="float32")
+    assert wishes_here(asked, machine) == asked
     with pytest.raises(ClusterError, match="no GPU here"):
         wishes_here(Wishes(device="cuda"), replace(machine, gpus=()))
 

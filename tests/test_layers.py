@@ -158,7 +158,7 @@ LIBRARIES = {
     "label_images": set(),
     "labels": {"numpy", "ome_zarr_models"},
     "ledger": {"filelock", "numpy"},
-    "locations": set(),
+    "locations": {"fsspec"},
     "transfer": {"aiohttp", "fsspec"},
     "metrics": {"numpy", "skimage"},
     "model": {"numpy", "safetensors", "torch"},

@@ -66,7 +66,9 @@ def whole(path: Path) -> np.ndarray:
 @pytest.mark.parametrize(("version", "written"), [("0.4", "0.4"), ("0.5", "0.5"), ("0.4", "0.5")])
 def test_every_field_is_enhanced_and_the_plate_is_one_again(client, tmp_path, version, written):
     source, output, model = write(tmp_path / "in.zarr", version), tmp_path / "out.zarr", fast((1, 2, 2))
-    report = enhance_fields(source, str(output), model=model, client=client, wishes=Wishes(version=written))
+    report = enhance_fields(
+        source, str(output), model=model, client=client, wishes=Wishes(version=written, precision="float32")
+    )
     assert report.made == FIELDS
     for field in FIELDS:
         alone = enhance(open_volume(source / field), model).voxels.compute(scheduler="synchronous")
