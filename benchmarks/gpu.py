@@ -159,7 +159,7 @@ def whole(shape: tuple[int, ...], device: Device, folder: Path, tile: int) -> li
         machine = this_machine(gpus=where == "cuda")
         if where == "cuda":  # two processes share a card where there is one
             machine = replace(machine, gpus=(min(machine.gpus) // workers,) * workers)
-        wishes = Wishes(tile=dict.fromkeys("zyx", tile), device=where, workers=workers)
+        wishes = Wishes(tile=dict.fromkeys("zyx", tile), device=where, precision="float32", workers=workers)
         plan = plan_volume(volume, model.architecture, wishes=wishes, machine=machine)
         gpus = [str(n % torch.cuda.device_count()) for n in range(workers)] if where == "cuda" else []
         with local_client(workers=workers, memory_bytes=plan.memory_bytes, gpus=gpus) as client:
