@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ FACTOR = (2, 2, 2)
 
 def untrained_stage(residual_scale: float = 0.0) -> Stage:
     (spec,) = architecture("fast", FACTOR, "zyx").stages
-    stage = Stage(spec, "zyx", residual_scale=residual_scale)
+    stage = Stage(replace(spec, back_projections=1), "zyx", residual_scale=residual_scale)
     stage.network.start(torch.Generator().manual_seed(0))
     return stage.requires_grad_(requires_grad=False)
 

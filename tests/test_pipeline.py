@@ -28,9 +28,13 @@ with warnings.catch_warnings():
 MACHINE = Machine(cores=2, memory_bytes=8 * 2**30)
 TILE = {"z": 10, "y": 16, "x": 16}
 LAYOUTS = {
-    "one shard per region": Wishes(tile=TILE, chunk={"z": 10, "y": 16, "x": 16}, shard={"z": 20, "y": 32, "x": 32}),
-    "large shards": Wishes(tile=TILE, chunk={"z": 20, "y": 32, "x": 32}, shard={"z": 40, "y": 96, "x": 64}),
-    "no shards": Wishes(tile=TILE, chunk={"z": 20, "y": 32, "x": 32}, version="0.4"),
+    "one shard per region": Wishes(
+        tile=TILE, chunk={"z": 10, "y": 16, "x": 16}, shard={"z": 20, "y": 32, "x": 32}, precision="float32"
+    ),
+    "large shards": Wishes(
+        tile=TILE, chunk={"z": 20, "y": 32, "x": 32}, shard={"z": 40, "y": 96, "x": 64}, precision="float32"
+    ),
+    "no shards": Wishes(tile=TILE, chunk={"z": 20, "y": 32, "x": 32}, version="0.4", precision="float32"),
 }
 
 
