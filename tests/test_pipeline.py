@@ -76,7 +76,8 @@ def test_channels_times_and_planes_keep_their_order(client, tmp_path) -> None:
     plan = plan_volume(many, model.architecture, machine=MACHINE)
     enhance_to_zarr(many, path, model=model, plan=plan, client=client)
     tile = dict(zip("tcyx", plan.tile, strict=True))
-    wanted = enhance(many, model, tile={"y": tile["y"], "x": tile["x"]}).voxels.compute(scheduler="synchronous")
+    lazy = enhance(many, model, tile={"y": tile["y"], "x": tile["x"]}, backend=plan.backend)
+    wanted = lazy.voxels.compute(scheduler="synchronous")
     np.testing.assert_array_equal(voxels(path), wanted)
 
 
@@ -201,7 +202,8 @@ def test_a_real_volume_of_nuclei_goes_through(client, data_dir, tmp_path) -> Non
     model = fast((2, 2, 2))
     tile = dict(zip("zyx", report.plan.tile, strict=True))
     np.testing.assert_array_equal(
-        voxels(path), enhance(volume, model, tile=tile).voxels.compute(scheduler="synchronous")
+        voxels(path),
+        enhance(volume, model, tile=tile, backend=report.plan.backend).voxels.compute(scheduler="synchronous"),
     )
 
 

@@ -45,7 +45,7 @@ def test_the_sample_is_reduced_enhanced_and_compared_with_itself(voxels):
 
 
 def test_the_unit_of_the_intensities_does_not_matter_and_channels_are_averaged(voxels):
-    model = replace(fast((2, 2, 2)), normalisation=(Normalisation(offset=4.0, scale=3.0),))
+    model = replace(fast((2, 2, 2), back_projections=1), normalisation=(Normalisation(offset=4.0, scale=3.0),))
     scaled = replace(model, normalisation=(Normalisation(offset=4.0 * 50 + 900, scale=150.0),))
     first, second = self_check(model, sample_of(voxels)), self_check(scaled, sample_of(50 * voxels + 900))
     assert first is not None
