@@ -15,7 +15,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +33,7 @@ from rows import RESULTS
 from scipy.ndimage import zoom
 from volumes import DATA
 
-from svision_dask.architecture import PRESETS, Architecture, network_axes
+from svision_dask.architecture import PRESETS, Architecture, Preset, network_axes
 from svision_dask.backend import Backend, Precision, best_precision
 from svision_dask.cluster import local_client
 from svision_dask.enhancement import enhance
@@ -74,10 +74,10 @@ def measured_volume() -> Voxels:
     return phantom.measured((slice(0, 64), slice(0, 768), slice(0, 768)), 2).clip(0, 255).astype(np.uint8)
 
 
-def models(folder: Path, coarse: Voxels) -> dict[str, Path]:
+def models(folder: Path, coarse: Voxels, presets: Sequence[Preset]) -> dict[str, Path]:
     """Train each preset for a few steps: speed does not depend on what was learned, and compression hardly."""
     paths = {}
-    for preset in PRESETS:
+    for preset in presets:
         for name, factor in FACTORS.items():
             if name == "×2" and preset != "paper":
                 model = train(as_volume(coarse[:48, :128, :128].astype(np.float32)), preset=preset, steps=40)
@@ -234,7 +234,9 @@ def storage(paths: Mapping[str, Path], coarse: Voxels) -> Found:
         folder = Path(name)
         for size, crop in (("small", coarse[:, :256, :256]), ("large", coarse)):
             copy_to_zarr(as_volume(crop), folder / f"{size}.ome.zarr")
-        for preset, repeats in (("fast", REPEATS), ("best", 3)):
+        for preset, repeats in (("fast", REPEATS), ("best", 2)):
+            if f"{preset} ×2" not in paths:
+                continue
             model = load_model(paths[f"{preset} ×2"])
             runs = {size: partial(_enhanced, folder, size, model) for size in ("small", "large")}
             seconds = medians(runs, repeats)
@@ -306,13 +308,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=RESULTS / "speed.json")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=list(PRESETS))
     given = parser.parse_args()
     coarse = measured_volume()
     with tempfile.TemporaryDirectory() as folder:
-        paths = models(Path(folder), coarse)
+        paths = models(Path(folder), coarse, given.presets)
         for part in given.parts:
             known = json.loads(given.output.read_text(encoding="utf-8")) if given.output.exists() else {}
-            found = {**known.get("found", {}), part: PARTS[part](paths, coarse)}
+            before = known.get("found", {})
+            found = {**before, part: {**before.get(part, {}), **PARTS[part](paths, coarse)}}
             text = json.dumps({"environment": environment(), "found": found}, indent=1)
             given.output.write_text(text + "\n", encoding="utf-8")
             given.output.with_suffix(".md").write_text(table(found), encoding="utf-8")
