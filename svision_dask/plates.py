@@ -18,7 +18,7 @@ from svision_dask.model import Model
 from svision_dask.omezarr_collections import Collection, read_collection
 from svision_dask.omezarr_metadata import is_omezarr, read_attributes, read_provenance
 from svision_dask.omezarr_write import create_collection, publish_collection
-from svision_dask.output import check_output, remove_existing
+from svision_dask.output import check_apart, check_output, remove_existing
 from svision_dask.pipeline import enhance_to_zarr, model_path_beside, plan_volume
 from svision_dask.plan import Plan, Version, Wishes
 from svision_dask.volume import Volume
@@ -149,6 +149,7 @@ def _is_finished(field: Path, model: Model) -> bool:
 
 def _begin(target: Path, place: Location, model: Model, layout: Version, *, overwrite: bool) -> None:
     """Make the group of the output, or find that it was begun with the same."""
+    check_apart(target, place)
     ours = begun_with(target)
     if ours is None or overwrite:
         if ours is None or not target.is_dir():

@@ -135,6 +135,16 @@ def test_what_is_in_the_way_is_never_replaced(client, tmp_path):
     assert fields_of(source).images == FIELDS
 
 
+@pytest.mark.parametrize(("well", "output"), [("", ""), ("A/1", ""), ("", "A/out.zarr")])
+def test_an_input_that_is_an_output_itself_is_never_replaced_by_its_own(tmp_path, well, output):
+    source, begun = write(tmp_path / "in.zarr", "0.5"), {"fields_of": "in", "model": "0" * 64}
+    zarr.create_group(tmp_path / "in.zarr" / "A" / "out.zarr", attributes={"svision_dask": begun})
+    zarr.open_group(source).attrs["svision_dask"] = {**begun, "state": "complete"}
+    with pytest.raises(OutputError, match=r"the output (is|contains|lies inside) the input"):
+        enhance_fields(source / well, str(source / output), model=fast((1, 2, 2)), overwrite=True)
+    assert fields_of(source).images == FIELDS
+
+
 def test_an_image_is_no_plate(client, tmp_path):
     source = write(tmp_path / "in.zarr", "0.5")
     with pytest.raises(ImageError, match="is no plate and no well"):
