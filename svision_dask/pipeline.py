@@ -251,7 +251,8 @@ def _check_plan(plan: Plan, volume: Volume, model: Model) -> None:
     axes = volume.grid.axes
     halo = tuple(h for h, a in zip(model.halo, SPATIAL, strict=True) if a in axes)
     fine = volume.grid.finer(full_factor(model, axes), model.architecture.sampling)
-    if made_for != (volume.grid, fine, halo):
+    of_type = plan.dtype in (volume.dtype.name, "float32")  # any other would be clipped without a word
+    if made_for != (volume.grid, fine, halo) or not of_type:
         raise UsageError(f"plan: made for another volume or model than {volume.name}. Make it with plan_volume.")
 
 

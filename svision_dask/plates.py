@@ -118,7 +118,7 @@ def enhance_fields(
                 volume,
                 target / field,
                 model=kept,
-                plan=_plan_for(volume, plan, model),
+                plan=_plan_for(volume, first, plan, model),
                 dtype=dtype,
                 wishes=wishes,
                 client=cluster,
@@ -133,10 +133,12 @@ def _open(place: Location, field: str, opening: Mapping[str, Any] | None) -> Vol
     return open_volume(place / field, **(opening or {}))
 
 
-def _plan_for(volume: Volume, plan: Plan, model: Model) -> Plan | None:
-    """Take the plan of the first field for one of the same shape that lies elsewhere; None for another shape."""
+def _plan_for(volume: Volume, first: Volume, plan: Plan, model: Model) -> Plan | None:
+    """Take the plan of the first field for one that is alike and lies elsewhere; None for any other."""
     grid = volume.grid
     if replace(grid, origin=plan.coarse.origin) != plan.coarse:
+        return None
+    if (volume.dtype, volume.levels) != (first.dtype, first.levels):  # it would be clipped, or have another pyramid
         return None
     fine = grid.finer(full_factor(model, grid.axes), model.architecture.sampling)
     return replace(plan, coarse=grid, fine=fine)

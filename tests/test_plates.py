@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -143,6 +144,15 @@ def test_an_input_that_is_an_output_itself_is_never_replaced_by_its_own(tmp_path
     with pytest.raises(OutputError, match=r"the output (is|contains|lies inside) the input"):
         enhance_fields(source / well, str(source / output), model=fast((1, 2, 2)), overwrite=True)
     assert fields_of(source).images == FIELDS
+
+
+def test_a_field_of_another_type_is_not_clipped_to_that_of_the_first(client, tmp_path):
+    source = write(tmp_path / "in.zarr", "0.5")
+    shutil.rmtree(source / FIELDS[1])
+    write_field(source / FIELDS[1], np.full((4, 20, 22), 70000.0, "f4"), "0.5")
+    report = enhance_fields(source / "A" / "1", str(tmp_path / "out.zarr"), model=fast((1, 2, 2)), client=client)
+    assert [open_volume(tmp_path / "out.zarr" / field).dtype for field in report.made] == ["u2", "f4"]
+    assert whole(tmp_path / "out.zarr" / "1").max() > 65535
 
 
 def test_an_image_is_no_plate(client, tmp_path):
