@@ -16,6 +16,7 @@ from svision_dask.cluster import local_client
 from svision_dask.enhancement import enhance
 from svision_dask.errors import ImageError, OutputError
 from svision_dask.formats import open_volume
+from svision_dask.ledger import claim
 from svision_dask.plan import Wishes
 from svision_dask.plates import enhance_fields, fields_of
 from tests.commands import run, textured
@@ -99,13 +100,33 @@ def test_a_plate_that_was_stopped_goes_on_with_the_fields_that_are_missing(clien
     assert fields_of(output) is None
     with pytest.raises(ImageError, match="unfinished output"):
         open_volume(output)
-    with pytest.raises(OutputError, match="begun with another input or model"):
+    with pytest.raises(OutputError, match="unfinished, and its model was"):
         enhance_fields(source, str(output), model=fast((1, 2, 2), back_projections=2), client=client)
+    for other in ({"dtype": "float32"}, {"wishes": Wishes(version="0.4")}, {"wishes": Wishes(chunk={"z": 2})}):
+        with pytest.raises(OutputError, match=r"unfinished, and its (dtype|version|chunk) was"):
+            enhance_fields(source, str(output), model=model, client=client, **other)
+    with claim(output), pytest.raises(OutputError, match="another run is making it"):
+        enhance_fields(source, str(output), model=model, client=client, overwrite=True)
     report = enhance_fields(source, str(output), model=model, client=client)
     assert (report.finished, report.made) == (FIELDS[:1], FIELDS[1:])
     with pytest.raises(OutputError, match="exists, finished"):
         enhance_fields(source, str(output), model=model, client=client)
     assert enhance_fields(source, str(output), model=model, client=client, overwrite=True).made == FIELDS
+
+
+def test_a_finished_field_whose_input_was_changed_since_is_not_gone_on_from(client, tmp_path):
+    source, output, model = write(tmp_path / "in.zarr", "0.5") / "A" / "1", tmp_path / "out.zarr", fast((1, 2, 2))
+
+    def stop(number: int, count: int, field: str) -> None:
+        if number == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        enhance_fields(source, str(output), model=model, client=client, on_field=stop)
+    shutil.rmtree(source / "0")
+    write_field(source / "0", voxels_of_field(7), "0.5")
+    with pytest.raises(OutputError, match="its input was changed since"):
+        enhance_fields(source, str(output), model=model, client=client)
 
 
 def test_a_damaged_field_is_found_and_made_anew(client, tmp_path):
