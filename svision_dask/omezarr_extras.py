@@ -46,7 +46,7 @@ def _shown(channel: Any) -> Shown:
 def carried_attributes(attributes: Attributes) -> dict[str, Any]:
     """Take what other programs keep beside the OME metadata; only what JSON can hold."""
     ours = REPLACED | FORMER
-    return {key: value for key, value in attributes.items() if key not in ours and _is_json(value)}
+    return {key: value for key, value in attributes.items() if key not in ours and _is_json({key: value})}
 
 
 def dropped_attributes(zarr_format: int, attributes: Attributes) -> tuple[str, ...]:
@@ -62,8 +62,13 @@ def dropped_attributes(zarr_format: int, attributes: Attributes) -> tuple[str, .
     if zarr_format == 3:
         named += [f"ome.{key}" for key in ome if key not in IMAGE_KEYS]
         named += [key for key in attributes if key in FORMER]
-    named += [key for key, value in attributes.items() if key not in REPLACED and not _is_json(value)]
-    return tuple(named)
+    named += [key for key, value in attributes.items() if key not in REPLACED and not _is_json({key: value})]
+    return tuple(map(whole_text, named))
+
+
+def whole_text(text: str) -> str:
+    """Spell out halves of characters, which JSON can hold and no file or terminal can."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def is_number(value: Any) -> TypeGuard[float]:

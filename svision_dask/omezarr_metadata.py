@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from svision_dask.errors import ImageError, UsageError
 from svision_dask.geometry import AXES, Vector, check_axes
 from svision_dask.locations import Location, Remote, located
-from svision_dask.omezarr_extras import carried_attributes, dropped_attributes, read_shown
+from svision_dask.omezarr_extras import carried_attributes, dropped_attributes, read_shown, whole_text
 from svision_dask.remote_store import store_at
 from svision_dask.volume import Shown
 
@@ -306,7 +306,7 @@ def _scale_and_translation(path: Location, transformations: Sequence[Any], ndim:
 def _labels(omero: Any) -> tuple[str, ...]:
     channels = _mapping(omero).get("channels")
     labels = [_mapping(c).get("label") for c in channels] if isinstance(channels, list) else []
-    strings = [label for label in labels if isinstance(label, str)]
+    strings = [whole_text(label) for label in labels if isinstance(label, str)]
     return tuple(strings) if len(strings) == len(labels) else ()
 
 
@@ -314,7 +314,7 @@ def _name(path: Location, multiscale: Multiscale) -> str:
     """Name in the metadata, or else of the folder; some writers name an image after zarr's root group, "/"."""
     name = multiscale.name
     if isinstance(name, str) and name.strip("/ "):
-        return name
+        return whole_text(name)
     return path.absolute().name.removesuffix(".zarr").removesuffix(".ome")
 
 
