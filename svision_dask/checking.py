@@ -16,6 +16,7 @@ from svision_dask.geometry import SPATIAL, Grid
 from svision_dask.locations import Location, located
 from svision_dask.omezarr import ImageInfo, describe_omezarr, open_omezarr
 from svision_dask.omezarr_collections import read_collection
+from svision_dask.omezarr_extras import is_number
 from svision_dask.omezarr_metadata import folder_inside, is_omezarr, read_attributes
 from svision_dask.tiff_metadata import LENGTHS, TIMES
 from svision_dask.volume import Box, Volume
@@ -195,7 +196,7 @@ def _check_display(where: str, described: ImageInfo, omero: Any) -> Iterator[Fin
 
 def _is_window(window: dict[str, Any]) -> bool:
     found = [window.get(key) for key in ("min", "max", "start", "end")]
-    numbers = [float(n) for n in found if isinstance(n, int | float) and math.isfinite(n)]
+    numbers = [float(n) for n in found if is_number(n)]
     return len(numbers) == len(found) and numbers[0] <= numbers[1] and numbers[2] <= numbers[3]
 
 

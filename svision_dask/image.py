@@ -184,6 +184,7 @@ def make_image(
                 **job.about,
                 "plan": plan.to_json(),
                 "record": job.record,
+                **({"labels": [label.name for label in job.volume.labels]} if job.volume.labels else {}),
                 **tally.counted,
             },
             shown=_shown(job, tally.limits) if job.label is None else None,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from svision_dask.geometry import SPATIAL, Grid
 from svision_dask.labels import label_grid
 from svision_dask.locations import Location
+from svision_dask.omezarr_arrays import check_storage
 from svision_dask.plan import Machine, Plan, Wishes, plan_enhancement
 from svision_dask.volume import Label
 
@@ -53,6 +54,23 @@ def label_plan(label: Label, fine: Grid, plan: Plan) -> Plan:
         machine=machine,
         wishes=wishes,
     )
+
+
+def check_labels(labels: Sequence[Label], levels: Sequence[Grid], plan: Plan) -> None:
+    """Check, before an image is computed, that its labels can be written on ``levels``, those of the image.
+
+    Raises
+    ------
+    PlanError
+        As `label_plan`.
+    UsageError
+        If they cannot be stored as the image is, as `omezarr_arrays.check_storage`.
+    """
+    for label in labels:
+        grids = label_levels(label, levels)
+        planned = label_plan(label, grids[0], plan)
+        for grid in grids:
+            check_storage(planned.chunk, planned.shard, label.volume.dtype, grid, plan.version)
 
 
 def label_place(output: Location, label: Label) -> Location:

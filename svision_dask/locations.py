@@ -10,17 +10,21 @@ import errno
 import hashlib
 import os
 import zipfile
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import zlib
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
-from svision_dask.errors import UsageError
+from svision_dask.errors import ImageError, UsageError, one_line
 from svision_dask.transfer import CREDENTIALS, EXTRAS, attempt, file_system, read_range
 
 WRITABLE = ("s3", "gs")
+READ_BYTES = 2**26
+"""Of one entry of a zip file, at most, that is read as a whole: metadata."""
 Result = TypeVar("Result")
 
 
@@ -166,11 +170,20 @@ class Zipped(Remote):
         return Zipped(f"{self.url}/{name}")
 
     def read_bytes(self) -> bytes:
-        """Read all of it."""
-        with zipfile.ZipFile(self.file) as held:
-            if held.NameToInfo.get(self.inner) is None:
+        """Read all of it, which is metadata: zarr reads chunks itself.
+
+        Raises
+        ------
+        ImageError
+            If it is larger than metadata are, or damaged.
+        """
+        with _telling(self.file), zipfile.ZipFile(self.file) as held:
+            entry = held.NameToInfo.get(self.inner)
+            if entry is None:
                 raise FileNotFoundError(errno.ENOENT, "not in the zip file", str(self))
-            return held.read(self.inner)
+            if entry.file_size > READ_BYTES:  # a few bytes of a zip file can be any number of them
+                raise ImageError(f"{self}: {entry.file_size} bytes of metadata; allowed are {READ_BYTES}. Repack it.")
+            return held.read(entry)
 
     def exists(self) -> bool:
         """Say yes: a zip file is never made."""
@@ -187,9 +200,18 @@ class Zipped(Remote):
         return str(self.file.stat().st_mtime_ns)
 
 
+@contextmanager
+def _telling(file: str | Path) -> Iterator[None]:
+    """Say in one line what is wrong with a zip file: damaged, encrypted, or compressed as nobody here can read."""
+    try:
+        yield
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error) as error:
+        raise ImageError(f"{file} cannot be read as zip file: {one_line(error)}. Check it, or unpack it.") from error
+
+
 @lru_cache(maxsize=8)
 def _sizes(file: str, _changed: int) -> dict[str, int]:
-    with zipfile.ZipFile(file) as held:
+    with _telling(file), zipfile.ZipFile(file) as held:
         return {info.filename: info.file_size for info in held.infolist()}
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from svision_dask.volume import Shown
 
@@ -20,6 +19,8 @@ CHANNEL_KEYS = {"label", "color", "window", "active"}
 IMAGE_KEYS = {"multiscales", "omero", "version", "image-label", "labels"}
 REPLACED = {"svision_dask", "_ARRAY_DIMENSIONS", "ome"}
 """Attributes of the group that an output has of its own, or must not have."""
+FORMER = IMAGE_KEYS | {"plate", "well", "bioformats2raw.layout"}
+"""Where 0.4 has the OME metadata: in an output they would be those of its input, and speak of other images."""
 
 
 def read_shown(omero: Any) -> tuple[Shown, ...]:
@@ -33,7 +34,7 @@ def _shown(channel: Any) -> Shown:
     colour = str(channel.get("color", "")).lstrip("#")
     window = _mapping(channel.get("window"))
     limits = [window.get(key) for key in ("min", "max", "start", "end")]
-    numbers = [float(n) for n in limits if isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n)]
+    numbers = [float(n) for n in limits if is_number(n)]
     return Shown(
         # 0.4: "color … a string of 6 hex digits"; some writers add two of opacity
         colour=colour[:6].upper() if re.fullmatch(r"[0-9a-fA-F]{6}([0-9a-fA-F]{2})?", colour) else "",
@@ -42,10 +43,10 @@ def _shown(channel: Any) -> Shown:
     )
 
 
-def carried_attributes(zarr_format: int, attributes: Attributes) -> dict[str, Any]:
+def carried_attributes(attributes: Attributes) -> dict[str, Any]:
     """Take what other programs keep beside the OME metadata; only what JSON can hold."""
-    ours = REPLACED | (IMAGE_KEYS if zarr_format == 2 else set())
-    return {key: value for key, value in attributes.items() if key not in ours and _is_json(value)}
+    ours = REPLACED | FORMER
+    return {key: value for key, value in attributes.items() if key not in ours and _is_json({key: value})}
 
 
 def dropped_attributes(zarr_format: int, attributes: Attributes) -> tuple[str, ...]:
@@ -60,8 +61,19 @@ def dropped_attributes(zarr_format: int, attributes: Attributes) -> tuple[str, .
     named += [f"omero.channels.{key}" for key in sorted(fields - CHANNEL_KEYS)]
     if zarr_format == 3:
         named += [f"ome.{key}" for key in ome if key not in IMAGE_KEYS]
-    named += [key for key, value in attributes.items() if key not in REPLACED and not _is_json(value)]
-    return tuple(named)
+        named += [key for key in attributes if key in FORMER]
+    named += [key for key, value in attributes.items() if key not in REPLACED and not _is_json({key: value})]
+    return tuple(map(whole_text, named))
+
+
+def whole_text(text: str) -> str:
+    """Spell out halves of characters, which JSON can hold and no file or terminal can."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value of JSON is a finite number that a float can hold; JSON has integers of any length."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _mapping(value: Any) -> Attributes:
@@ -70,7 +82,7 @@ def _mapping(value: Any) -> Attributes:
 
 def _is_json(value: Any) -> bool:
     try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError):
         return False
     return True

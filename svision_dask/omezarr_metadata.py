@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from svision_dask.errors import ImageError, UsageError
 from svision_dask.geometry import AXES, Vector, check_axes
 from svision_dask.locations import Location, Remote, located
-from svision_dask.omezarr_extras import carried_attributes, dropped_attributes, read_shown
+from svision_dask.omezarr_extras import carried_attributes, dropped_attributes, read_shown, whole_text
 from svision_dask.remote_store import store_at
 from svision_dask.volume import Shown
 
@@ -102,7 +102,7 @@ def read_metadata(path: Location) -> Metadata:
         labels=_labels(ome.get("omero")),
         shown=read_shown(ome.get("omero")),
         provenance=provenance,
-        carried=carried_attributes(zarr_format, attributes),
+        carried=carried_attributes(attributes),
         dropped=dropped_attributes(zarr_format, attributes),
     )
 
@@ -183,12 +183,7 @@ def folder_inside(root: Location, path: str, where: str) -> Location:
     ImageError
         If the path leads elsewhere, also by a symbolic link; the message begins with ``where``.
     """
-    if (
-        not path
-        or path.startswith("/")
-        or {".", ".."} & set(path.split("/"))
-        or any(s in path for s in ("\\", "://", "\0"))
-    ):
+    if {"", ".", ".."} & set(path.split("/")) or any(s in path for s in ("\\", "://", "\0")):
         raise ImageError(f"{where}: the path of an array must lead down from the image. Repair the metadata.")
     if isinstance(root, Remote):
         return root / path
@@ -311,7 +306,7 @@ def _scale_and_translation(path: Location, transformations: Sequence[Any], ndim:
 def _labels(omero: Any) -> tuple[str, ...]:
     channels = _mapping(omero).get("channels")
     labels = [_mapping(c).get("label") for c in channels] if isinstance(channels, list) else []
-    strings = [label for label in labels if isinstance(label, str)]
+    strings = [whole_text(label) for label in labels if isinstance(label, str)]
     return tuple(strings) if len(strings) == len(labels) else ()
 
 
@@ -319,7 +314,7 @@ def _name(path: Location, multiscale: Multiscale) -> str:
     """Name in the metadata, or else of the folder; some writers name an image after zarr's root group, "/"."""
     name = multiscale.name
     if isinstance(name, str) and name.strip("/ "):
-        return name
+        return whole_text(name)
     return path.absolute().name.removesuffix(".zarr").removesuffix(".ome")
 
 

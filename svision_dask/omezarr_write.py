@@ -312,8 +312,8 @@ def _zarr_format(version: Version) -> Literal[2, 3]:
 def _check_json(attributes: Mapping[str, Any]) -> None:
     """Refuse what JSON cannot hold: zarr would write NaN, and other programs could not open the store."""
     try:
-        json.dumps(attributes, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        json.dumps(attributes, allow_nan=False, ensure_ascii=False).encode()  # which lone surrogates have not
+    except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(
             f"attributes of the output: {first_problem(error)}. Use strings, finite numbers, lists and objects."
         ) from error

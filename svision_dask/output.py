@@ -27,7 +27,7 @@ def check_output(output: str | Location, *sources: str | Location, overwrite: bo
     """
     target = located(output)
     for source in sources:
-        _check_apart(target, located(source))
+        check_apart(target, located(source))
     if isinstance(target, Remote):
         _check_writable(target)
     else:
@@ -38,6 +38,26 @@ def check_output(output: str | Location, *sources: str | Location, overwrite: bo
         raise OutputError(f"{output}: there is nothing to resume. Leave out --resume.")
     if overwrite or not begun_record(output):
         _check_existing(target, overwrite=overwrite)
+
+
+def check_apart(output: Location, source: Location) -> None:
+    """Check that nothing of the input is deleted with an output, nor written over.
+
+    Raises
+    ------
+    OutputError
+        If the output is the input, lies inside it or contains it.
+    """
+    if isinstance(output, Remote) or isinstance(source, Remote):
+        _check_urls_apart(output, source)
+        return
+    target, given = output.resolve(), source.resolve()
+    if _same(target, given):
+        raise OutputError(f"{output}: the output is the input. Choose another name.")
+    if any(_same(folder, given) for folder in target.parents):
+        raise OutputError(f"{output}: the output lies inside the input {source}. Choose a place outside it.")
+    if any(_same(target, folder) for folder in given.parents):
+        raise OutputError(f"{output}: the output contains the input {source}. Choose another name.")
 
 
 def check_new_file(path: str | Path) -> None:
@@ -67,19 +87,6 @@ def remove_existing(output: str | Location) -> None:
         # Under its own name a half-deleted image would still look finished.
         doomed = target.with_name(f".{target.name}.{uuid.uuid4().hex}.removing")
         shutil.rmtree(target.rename(doomed))
-
-
-def _check_apart(output: Location, source: Location) -> None:
-    if isinstance(output, Remote) or isinstance(source, Remote):
-        _check_urls_apart(output, source)
-        return
-    target, given = output.resolve(), source.resolve()
-    if _same(target, given):
-        raise OutputError(f"{output}: the output is the input. Choose another name.")
-    if any(_same(folder, given) for folder in target.parents):
-        raise OutputError(f"{output}: the output lies inside the input {source}. Choose a place outside it.")
-    if any(_same(target, folder) for folder in given.parents):
-        raise OutputError(f"{output}: the output contains the input {source}. Choose another name.")
 
 
 def _check_urls_apart(output: Location, source: Location) -> None:

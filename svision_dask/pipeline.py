@@ -22,6 +22,7 @@ from svision_dask.errors import UsageError
 from svision_dask.formats import open_volume
 from svision_dask.geometry import SPATIAL, Grid
 from svision_dask.image import Job, Made, RunProgress, as_recorded, make_image
+from svision_dask.label_images import check_labels
 from svision_dask.locations import Location, Remote, located, state_folder
 from svision_dask.model import Model, load_model
 from svision_dask.output import check_output
@@ -107,7 +108,7 @@ def plan_volume(
         wishes=wishes,
         sampling=design.sampling,
     )
-    levels_of(plan, volume)  # a pyramid that cannot be is refused now
+    levels_of(plan, volume)  # a pyramid that cannot be is refused now, and so are labels
     return plan
 
 
@@ -227,10 +228,12 @@ def enhance_to_zarr(
 
 
 def levels_of(plan: Plan, volume: Volume) -> tuple[Grid, ...]:
-    """Choose the grids of an output's pyramid.
+    """Choose the grids of an output's pyramid, on which its labels can be written too.
 
     Raises
     ------
+    PlanError
+        If regions of labels, which may have larger voxels than the image, do not fit where those of the image do.
     UsageError
         If it is to match that of the input, and there is none, or its steps are not whole.
     """
@@ -238,7 +241,9 @@ def levels_of(plan: Plan, volume: Volume) -> tuple[Grid, ...]:
     if plan.pyramid == "match" and (steps is None or not volume.levels):
         what = "has levels that are not whole steps apart" if volume.levels else "has no pyramid to match"
         raise UsageError(f"{volume.name} {what}. Use --pyramid isotropic, xy or none.")
-    return tuple(pyramid_grids(plan.fine, kind=plan.pyramid, steps=steps or ()))
+    levels = tuple(pyramid_grids(plan.fine, kind=plan.pyramid, steps=steps or ()))
+    check_labels(volume.labels, levels, plan)
+    return levels
 
 
 def _check_plan(plan: Plan, volume: Volume, model: Model) -> None:
@@ -251,7 +256,8 @@ def _check_plan(plan: Plan, volume: Volume, model: Model) -> None:
     axes = volume.grid.axes
     halo = tuple(h for h, a in zip(model.halo, SPATIAL, strict=True) if a in axes)
     fine = volume.grid.finer(full_factor(model, axes), model.architecture.sampling)
-    if made_for != (volume.grid, fine, halo):
+    of_type = plan.dtype in (volume.dtype.name, "float32")  # any other would be clipped without a word
+    if made_for != (volume.grid, fine, halo) or not of_type:
         raise UsageError(f"plan: made for another volume or model than {volume.name}. Make it with plan_volume.")
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,13 @@ from svision_dask.enhancement import full_factor
 from svision_dask.errors import ImageError, OutputError
 from svision_dask.formats import open_volume
 from svision_dask.image import RunProgress
+from svision_dask.ledger import Record, claim, first_difference
 from svision_dask.locations import Location, local_path, located
 from svision_dask.model import Model
 from svision_dask.omezarr_collections import Collection, read_collection
 from svision_dask.omezarr_metadata import is_omezarr, read_attributes, read_provenance
 from svision_dask.omezarr_write import create_collection, publish_collection
-from svision_dask.output import check_output, remove_existing
+from svision_dask.output import begun_record, check_apart, check_output, remove_existing
 from svision_dask.pipeline import enhance_to_zarr, model_path_beside, plan_volume
 from svision_dask.plan import Plan, Version, Wishes
 from svision_dask.volume import Volume
@@ -90,7 +92,7 @@ def enhance_fields(
     ImageError
         If it is no plate or well.
     OutputError
-        If something else is in the way.
+        If something else is in the way, another run makes it, or it was begun with something else.
     SvisionError
         As `pipeline.enhance_to_zarr`, for a field; fields before it stay, to go on with.
     """
@@ -99,33 +101,37 @@ def enhance_fields(
     if collection is None:
         raise ImageError(f"{place} is no plate and no well. Use enhance_to_zarr for an image.")
     wishes = wishes or Wishes()
-    _begin(target, place, model, wishes.version, overwrite=overwrite)
-    kept = model.save(model_path_beside(target, model.digest))
+    asked = _asked(place, model, dtype, wishes, opening)
+    _check_begin(target, place, asked, overwrite=overwrite)  # before the lock leaves anything there
     made, finished = [], []
-    first = _open(place, collection.images[0], opening)
-    plan = plan_volume(first, model.architecture, output=target, dtype=dtype, wishes=wishes, client=client)
-    gpus = plan.backend.device == "cuda"
-    with own_or(client, workers=plan.workers, memory_bytes=plan.memory_bytes, on_gpus=gpus) as cluster:
-        for number, field in enumerate(collection.images):
-            if _is_finished(target / field, model):
-                finished.append(field)
-                continue
-            if on_field is not None:
-                on_field(number, collection.count, field)
-            volume = _open(place, field, opening)
-            (target / field).parent.mkdir(parents=True, exist_ok=True)
-            enhance_to_zarr(
-                volume,
-                target / field,
-                model=kept,
-                plan=_plan_for(volume, plan, model),
-                dtype=dtype,
-                wishes=wishes,
-                client=cluster,
-                on_progress=on_progress,
-            )
-            made.append(field)
-    _publish(place, target, collection, wishes.version)
+    with claim(target):  # all the time: who replaces an output must not delete it under those who make it
+        _begin(target, place, asked, wishes.version, overwrite=overwrite)
+        kept = model.save(model_path_beside(target, model.digest))
+        first = _open(place, collection.images[0], opening)
+        plan = plan_volume(first, model.architecture, output=target, dtype=dtype, wishes=wishes, client=client)
+        gpus = plan.backend.device == "cuda"
+        with own_or(client, workers=plan.workers, memory_bytes=plan.memory_bytes, on_gpus=gpus) as cluster:
+            for number, field in enumerate(collection.images):
+                volume = _open(place, field, opening)
+                if _is_finished(target / field, volume, model):
+                    finished.append(field)
+                    continue
+                if on_field is not None:
+                    on_field(number, collection.count, field)
+                (target / field).parent.mkdir(parents=True, exist_ok=True)
+                begun = begun_record(target / field)  # its tiles, not those of the first, are gone on with
+                enhance_to_zarr(
+                    volume,
+                    target / field,
+                    model=kept,
+                    plan=None if begun else _plan_for(volume, first, plan, model),
+                    dtype=dtype,
+                    wishes=wishes,
+                    client=cluster,
+                    on_progress=on_progress,
+                )
+                made.append(field)
+        _publish(place, target, collection, wishes.version)
     return FieldsReport(output=str(output), model_path=str(kept), made=tuple(made), finished=tuple(finished))
 
 
@@ -133,41 +139,76 @@ def _open(place: Location, field: str, opening: Mapping[str, Any] | None) -> Vol
     return open_volume(place / field, **(opening or {}))
 
 
-def _plan_for(volume: Volume, plan: Plan, model: Model) -> Plan | None:
-    """Take the plan of the first field for one of the same shape that lies elsewhere; None for another shape."""
+def _plan_for(volume: Volume, first: Volume, plan: Plan, model: Model) -> Plan | None:
+    """Take the plan of the first field for one that is alike and lies elsewhere; None for any other."""
     grid = volume.grid
     if replace(grid, origin=plan.coarse.origin) != plan.coarse:
+        return None
+    if (volume.dtype, volume.levels) != (first.dtype, first.levels):  # it would be clipped, or have another pyramid
         return None
     fine = grid.finer(full_factor(model, grid.axes), model.architecture.sampling)
     return replace(plan, coarse=grid, fine=fine)
 
 
-def _is_finished(field: Path, model: Model) -> bool:
+def _is_finished(field: Path, volume: Volume, model: Model) -> bool:
+    """Whether a field was made already, of this volume."""
     known = read_provenance(field) if is_omezarr(field) else {}
-    return known.get("state") == "complete" and known.get("model") == model.digest
+    if known.get("state") != "complete" or known.get("model") != model.digest:
+        return False
+    if (known.get("record") or {}).get("input") != volume.identity:
+        raise OutputError(f"{field} is finished, and its input was changed since. Use --overwrite to begin anew.")
+    return True
 
 
-def _begin(target: Path, place: Location, model: Model, layout: Version, *, overwrite: bool) -> None:
-    """Make the group of the output, or find that it was begun with the same."""
-    ours = begun_with(target)
-    if ours is None or overwrite:
-        if ours is None or not target.is_dir():
-            check_output(target, place, overwrite=False)
-        else:
-            check_output(target.with_name(f"{target.name}.new"), place, overwrite=False)
-            remove_existing(target)
-        create_collection(target, version=layout, attributes=_about(place, model))
-        return
+def _check_begin(target: Path, place: Location, asked: Record, *, overwrite: bool) -> None:
+    """Check that an output can be begun, or replaced, or that it was begun with the same."""
+    check_apart(target, place)
+    if begun_with(target) is None:
+        check_output(target, place, overwrite=False)
+    elif overwrite:
+        check_output(target.with_name(f"{target.name}.new"), place, overwrite=False)
+    else:
+        _check_same(target, asked)
+
+
+def _check_same(target: Path, asked: Record) -> None:
     known = read_provenance(target)
     if known.get("state") == "complete":
         raise OutputError(f"{target} exists, finished. Use --overwrite to replace it, or choose another name.")
-    if {key: known.get(key) for key in ("model", "source")} != {"model": model.digest, "source": str(place)}:
-        raise OutputError(f"{target} is unfinished, and was begun with another input or model. Use --overwrite.")
+    difference = first_difference(asked, known.get("asked") or {})
+    if difference:
+        raise OutputError(f"{target} is unfinished, and its {difference}. Use --overwrite to begin anew.")
 
 
-def _about(place: Location, model: Model) -> dict[str, Any]:
-    package = f"svision-dask {version('svision-dask')}"
-    return {"package": package, "fields_of": place.name, "source": str(place), "model": model.digest}
+def _begin(target: Path, place: Location, asked: Record, layout: Version, *, overwrite: bool) -> None:
+    """Make the group of the output, or find that it was begun with the same."""
+    _check_begin(target, place, asked, overwrite=overwrite)  # another run may have had it in the meantime
+    begun = begun_with(target) is not None
+    if begun and overwrite:
+        remove_existing(target)
+    if overwrite or not begun:
+        package = f"svision-dask {version('svision-dask')}"
+        about = {"package": package, "fields_of": place.name, "model": asked["model"], "asked": asked}
+        create_collection(target, version=layout, attributes=about)
+
+
+def _asked(
+    place: Location, model: Model, dtype: str, wishes: Wishes, opening: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Put what decides on voxels, and on how they are stored, into JSON values: all fields must be of one kind."""
+    asked = {
+        "model": model.digest,
+        "source": str(place.absolute()),
+        "dtype": dtype,
+        "opening": dict(opening or {}),
+        "version": wishes.version,
+        "codec": asdict(wishes.codec),
+        "pyramid": wishes.pyramid,
+        "chunk": wishes.chunk and dict(wishes.chunk),
+        "shard": wishes.shard and dict(wishes.shard),
+    }
+    as_json: dict[str, Any] = json.loads(json.dumps(asked, default=str))
+    return as_json
 
 
 def begun_with(output: str | Path) -> str | None:

@@ -105,6 +105,10 @@ def _labels_of(image: Location) -> list[Location]:
     labels, dropped = read_labels(image, open_omezarr(image), "error")
     if dropped:
         raise OutputError(f"{image}: {dropped[0]}. Make the output anew.")
+    made, found = read_provenance(image).get("labels"), {label.name for label in labels}
+    for name in made if isinstance(made, list) else ():
+        if name not in found:
+            raise OutputError(f"{image}: its labels {name!r} are lost. Make the output anew.")
     return [image / "labels" / label.name for label in labels]
 
 

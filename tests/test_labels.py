@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from hypothesis import strategies as st
 
 from svision_dask.cluster import local_client
 from svision_dask.codec import parse_codec
-from svision_dask.errors import UsageError
+from svision_dask.errors import OutputError, PlanError, UsageError
 from svision_dask.formats import open_volume
 from svision_dask.geometry import Grid
 from svision_dask.labels import NearestSource
 from svision_dask.omezarr import describe_omezarr, list_levels, read_provenance
-from svision_dask.pipeline import copy_to_zarr, enhance_to_zarr
+from svision_dask.pipeline import copy_to_zarr, enhance_to_zarr, plan_volume
 from svision_dask.plan import Wishes
+from svision_dask.verification import images_of
 from tests.commands import run, textured
 from tests.models import fast
 
@@ -102,6 +104,40 @@ def nearest(labels: np.ndarray, spacing: list[float], origin: list[float], grid:
 
 
 # ---- labels
+
+
+def test_labels_that_were_deleted_do_not_pass(client, tmp_path):
+    output, placed = tmp_path / "out.zarr", multiscale("zyx", SPACING[1:], ORIGIN[1:])
+    copy_to_zarr(open_volume(write_image(tmp_path / "in.zarr", cells=(label_voxels(), placed))), output, client=client)
+    assert images_of(output) == [str(output), str(output / "labels" / "cells")]
+    shutil.rmtree(output / "labels")
+    with pytest.raises(OutputError, match="its labels 'cells' are lost"):
+        images_of(output)
+
+
+def test_labels_that_do_not_fit_are_refused_before_anything_is_computed(monkeypatch, tmp_path):
+    volume = open_volume(
+        write_image(tmp_path / "in.zarr", cells=(label_voxels("i8"), multiscale("zyx", SPACING[1:], ORIGIN[1:])))
+    )
+
+    def refuse(*_: Any) -> None:
+        raise PlanError("labels do not fit")
+
+    monkeypatch.setattr("svision_dask.label_images.label_plan", refuse)
+    with pytest.raises(PlanError, match="labels do not fit"):
+        plan_volume(volume, fast((1, 2, 2), channels=2).architecture)
+    with pytest.raises(PlanError, match="labels do not fit"):
+        copy_to_zarr(volume, tmp_path / "out.zarr")
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def test_metadata_of_the_input_are_not_carried_as_those_of_another_program(tmp_path):
+    group = zarr.open_group(write_image(tmp_path / "in.zarr"))
+    former = {"multiscales": [{"datasets": [{"path": "x"}]}], "plate": {}, "well": {}, "bioformats2raw.layout": 3}
+    group.attrs.update(former)
+    volume = open_volume(tmp_path / "in.zarr")
+    assert set(volume.carried) == {"acquisition"}
+    assert set(former) <= set(volume.dropped)
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])

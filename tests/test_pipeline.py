@@ -232,6 +232,13 @@ def test_masks_and_floats_with_holes_are_copied_and_shown(client, tmp_path) -> N
         assert np.isfinite(list(window.values())).all()
 
 
+def test_a_plan_for_voxels_of_another_type_is_refused(client, tmp_path) -> None:
+    values, model = random_voxels((4, 8, 8)).astype("u2"), fast((2, 2, 2))
+    plan = plan_volume(volume_of(values, "zyx"), model.architecture, machine=MACHINE)
+    with pytest.raises(UsageError, match="made for another volume or model"):
+        enhance_to_zarr(volume_of(values.astype("f4"), "zyx"), tmp_path / "out", model=model, plan=plan, client=client)
+
+
 def test_a_plan_for_another_volume_is_refused(client, volume, tmp_path) -> None:
     plan = plan_volume(volume_of(random_voxels((13, 37, 41)), "zyx"), fast((2, 2, 2)).architecture, machine=MACHINE)
     with pytest.raises(UsageError, match="made for another volume or model"):

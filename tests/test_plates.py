@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from svision_dask.cluster import local_client
 from svision_dask.enhancement import enhance
 from svision_dask.errors import ImageError, OutputError
 from svision_dask.formats import open_volume
+from svision_dask.ledger import claim
 from svision_dask.plan import Wishes
 from svision_dask.plates import enhance_fields, fields_of
 from tests.commands import run, textured
@@ -98,13 +100,33 @@ def test_a_plate_that_was_stopped_goes_on_with_the_fields_that_are_missing(clien
     assert fields_of(output) is None
     with pytest.raises(ImageError, match="unfinished output"):
         open_volume(output)
-    with pytest.raises(OutputError, match="begun with another input or model"):
+    with pytest.raises(OutputError, match="unfinished, and its model was"):
         enhance_fields(source, str(output), model=fast((1, 2, 2), back_projections=2), client=client)
+    for other in ({"dtype": "float32"}, {"wishes": Wishes(version="0.4")}, {"wishes": Wishes(chunk={"z": 2})}):
+        with pytest.raises(OutputError, match=r"unfinished, and its (dtype|version|chunk) was"):
+            enhance_fields(source, str(output), model=model, client=client, **other)
+    with claim(output), pytest.raises(OutputError, match="another run is making it"):
+        enhance_fields(source, str(output), model=model, client=client, overwrite=True)
     report = enhance_fields(source, str(output), model=model, client=client)
     assert (report.finished, report.made) == (FIELDS[:1], FIELDS[1:])
     with pytest.raises(OutputError, match="exists, finished"):
         enhance_fields(source, str(output), model=model, client=client)
     assert enhance_fields(source, str(output), model=model, client=client, overwrite=True).made == FIELDS
+
+
+def test_a_finished_field_whose_input_was_changed_since_is_not_gone_on_from(client, tmp_path):
+    source, output, model = write(tmp_path / "in.zarr", "0.5") / "A" / "1", tmp_path / "out.zarr", fast((1, 2, 2))
+
+    def stop(number: int, count: int, field: str) -> None:
+        if number == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        enhance_fields(source, str(output), model=model, client=client, on_field=stop)
+    shutil.rmtree(source / "0")
+    write_field(source / "0", voxels_of_field(7), "0.5")
+    with pytest.raises(OutputError, match="its input was changed since"):
+        enhance_fields(source, str(output), model=model, client=client)
 
 
 def test_a_damaged_field_is_found_and_made_anew(client, tmp_path):
@@ -133,6 +155,25 @@ def test_what_is_in_the_way_is_never_replaced(client, tmp_path):
                 enhance_fields(source, str(output), model=model, client=client, overwrite=overwrite)
     assert (tmp_path / "photos" / "cat.jpg").exists()
     assert fields_of(source).images == FIELDS
+
+
+@pytest.mark.parametrize(("well", "output"), [("", ""), ("A/1", ""), ("", "A/out.zarr")])
+def test_an_input_that_is_an_output_itself_is_never_replaced_by_its_own(tmp_path, well, output):
+    source, begun = write(tmp_path / "in.zarr", "0.5"), {"fields_of": "in", "model": "0" * 64}
+    zarr.create_group(tmp_path / "in.zarr" / "A" / "out.zarr", attributes={"svision_dask": begun})
+    zarr.open_group(source).attrs["svision_dask"] = {**begun, "state": "complete"}
+    with pytest.raises(OutputError, match=r"the output (is|contains|lies inside) the input"):
+        enhance_fields(source / well, str(source / output), model=fast((1, 2, 2)), overwrite=True)
+    assert fields_of(source).images == FIELDS
+
+
+def test_a_field_of_another_type_is_not_clipped_to_that_of_the_first(client, tmp_path):
+    source = write(tmp_path / "in.zarr", "0.5")
+    shutil.rmtree(source / FIELDS[1])
+    write_field(source / FIELDS[1], np.full((4, 20, 22), 70000.0, "f4"), "0.5")
+    report = enhance_fields(source / "A" / "1", str(tmp_path / "out.zarr"), model=fast((1, 2, 2)), client=client)
+    assert [open_volume(tmp_path / "out.zarr" / field).dtype for field in report.made] == ["u2", "f4"]
+    assert whole(tmp_path / "out.zarr" / "1").max() > 65535
 
 
 def test_an_image_is_no_plate(client, tmp_path):

@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from hypothesis import strategies as st
 from svision_dask.checking import check
 from svision_dask.errors import ImageError, SvisionError
 from svision_dask.formats import open_volume
+from svision_dask.omezarr_extras import carried_attributes, read_shown
+from svision_dask.omezarr_metadata import folder_inside
 from tests.test_labels import ORIGIN, SPACING, label_voxels, multiscale, write_image
 from tests.test_omezarr import JSON, places
 from tests.test_selection import write_plate
@@ -112,6 +115,38 @@ def test_metadata_nested_too_deep_are_refused_in_one_line(tmp_path):
     with pytest.raises(ImageError) as caught:
         open_volume(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["0/", "a//b", "//", ""])
+def test_a_path_with_an_empty_part_is_refused(tmp_path, path):
+    with pytest.raises(ImageError, match="must lead down"):
+        folder_inside(tmp_path, path, "here")
+
+
+def test_numbers_texts_and_trees_that_nothing_can_hold_are_left_out(tmp_path):
+    assert read_shown({"channels": [{"window": {"min": 0, "max": 10**400, "start": 0, "end": 1}}]})[0].window is None
+    tree: Any = []
+    for _ in range(100_000):
+        tree = [tree]
+    assert carried_attributes({"tree": tree, "text": "\ud800", "\ud800": 1, "kept": 1}) == {"kept": 1}
+
+
+@pytest.mark.parametrize(("start", "change"), [(b"PK\1\2", 10), (b"PK\1\2", 8), (b"PK\1\2", 0)])
+def test_a_zip_that_cannot_be_unpacked_is_refused_in_one_line(tmp_path, start, change):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as held:
+        held.writestr("zarr.json", "{}")
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    content[content.find(start) + change] ^= 99  # method of compression, or the flag of encryption, or no entry
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(ImageError, match="cannot be read as zip file"):
+        open_volume(tmp_path / "a.zip")
+
+
+def test_an_entry_of_a_zip_that_is_too_large_for_metadata_is_not_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as held:
+        held.writestr("zarr.json", bytes(2**26 + 1))
+    with pytest.raises(ImageError, match="67108865 bytes of metadata"):
+        open_volume(tmp_path / "a.zip")
 
 
 def test_links_that_lead_out_of_the_image_are_not_followed(tmp_path):
