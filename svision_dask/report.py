@@ -89,7 +89,7 @@ def _header(comparison: Comparison) -> Iterator[str]:
         if name in figures:
             about = figures[name]
             shape, spacing = ("×".join(f"{v:.6g}" for v in about[key]) for key in ("shape", "spacing"))
-            yield f'<p class="soft">{name}: {shape} voxels of {spacing} {unit} (z, y, x), {about["dtype"]}</p>'
+            yield f'<p class="soft">{name}: {shape} voxels of {spacing} {escape(unit)} (z, y, x), {about["dtype"]}</p>'
 
 
 def _body(comparison: Comparison) -> Iterator[str]:
