@@ -115,7 +115,7 @@ def compare(
     ImageError
         If one cannot be read, or they are not of one place.
     UsageError
-        If there is no such channel or time point, or no range of intensities.
+        If there is no such channel or time point, no range of intensities, or a voxel is not a number.
     """
     started = clock.monotonic()
     compared = find_compared(before, after, reference, channel=channel, time=time, degrade=degrade, tile=tile)

@@ -269,6 +269,18 @@ def test_a_constant_volume_and_one_with_holes_are_refused():
         compared(coarse, fine)
 
 
+@pytest.mark.parametrize("name", ["before", "after", "reference"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_hole_is_refused_with_its_place_also_where_no_range_was_taken_from(monkeypatch, name, value):
+    monkeypatch.setattr(scan, "SAMPLED_BLOCKS", 1)
+    monkeypatch.setattr(scan, "SIDE", 32)
+    volumes = dict(zip(("before", "after", "reference"), scene(), strict=True))
+    volumes[name][-2, -2, -2] = value
+    start = r"\(0, 32, 32\)" if name == "before" else r"\(0, 64, 64\)"
+    with np.errstate(all="ignore"), pytest.raises(UsageError, match=f"no finite numbers, in the block .* {start}"):
+        compared(*volumes.values())
+
+
 def test_frc_and_decorrelation_find_the_detail_that_a_low_pass_leaves():
     rng = np.random.default_rng(0)
     shape = (32, 128, 128)
