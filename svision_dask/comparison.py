@@ -235,11 +235,13 @@ def _consistency_figures(scan: Scan, width: float, place: Box, absent: dict[str,
     if isinstance(shift, str):
         absent["shift"] = shift
         return found
-    world = [s * d for s, d in zip(shift, compared.before.spacing, strict=True)]
+    short = f"fewer than {fineness.SHORTEST} coarse voxels along it"
+    absent.update({f"shift.{axis}": short for axis in SPATIAL if axis not in shift})
+    spacing = dict(zip(SPATIAL, compared.before.spacing, strict=True))
     found["shift"] = {
         "definition": "how far AFTER, made coarse again, lies from BEFORE at the informative place, in coarse voxels",
-        "voxels": dict(zip(SPATIAL, shift, strict=True)),
-        "world": dict(zip(SPATIAL, world, strict=True)),
+        "voxels": shift,
+        "world": {axis: moved * spacing[axis] for axis, moved in shift.items()},
     }
     return found
 

@@ -154,6 +154,23 @@ def test_a_volume_that_was_moved_is_reported_with_its_shift(axis, moved):
     assert any(f"is shifted against BEFORE by {'+' if moved > 0 else '-'}" in text for text in found.warnings)
 
 
+def test_a_shift_that_was_not_measured_is_absent_and_not_zero():
+    coarse, fine, _ = scene(shape=(8, 96, 96))
+    found = compared(coarse, fine)
+    assert found.figures["shift"]["voxels"].keys() == found.figures["shift"]["world"].keys() == {"y", "x"}
+    assert found.absent["shift.z"] == "fewer than 8 coarse voxels along it"
+
+
+def test_noise_that_planes_share_makes_no_axial_resolution_of_one_image():
+    coarse, _, _ = scene(shape=(64, 128, 128))
+    noise = gaussian_filter(np.random.default_rng(1).standard_normal(coarse.shape), (1, 0, 0))
+    blurred = (gaussian_filter(coarse, 2) + 20 * noise).astype(np.float32)
+    found = compared(blurred, cubic(blurred, FACTOR))
+    assert "lateral" in found.figures["one_image_frc"]["before"]
+    assert "axial" not in found.figures["one_image_frc"]["before"]
+    assert "share their noise" in found.absent["one_image_frc.before.axial"]
+
+
 def stored(path, voxels, where, attributes):
     create_store(path, [where], dtype="float32", chunks=(32, 32, 32), shards=(32, 64, 64), attributes={})
     open_level(path, 0, "r+")[...] = voxels
