@@ -250,6 +250,11 @@ def _seam_figures(scan: Scan, width: float, absent: dict[str, str]) -> dict[str,
     if scan.seams is None:
         absent["seam"] = "AFTER does not say where it was cut; --tile takes the fine voxels between two cuts"
         return {}
+    if scan.seams.faces_left_out:
+        absent["seam.faces"] = (
+            f"{scan.seams.faces_left_out} cuts are no multiples of the factor and are not judged: interpolation makes "
+            "the planes beside them different anyway"
+        )
     score = scan.seams.score(least=INVISIBLE * width)
     if score is None:
         absent["seam"] = "AFTER was not cut, or into pieces too small to tell a seam from what lies between"

@@ -156,6 +156,11 @@ class SeamSums:
         p = -math.expm1(len(patches) * math.log1p(-min(_exceeded(own[top], others), 1 - 1e-16)))
         return SeamScore(p=float(p), patches=len(patches), planes=len(others), worst=self._seam(patches[top]))
 
+    @property
+    def faces_left_out(self) -> int:
+        """How many faces are not at the phase of the planes that could judge them."""
+        return sum(face % self.phase[axis] != 0 for axis in self.sums for face in self.cuts.faces(axis))
+
     def _patches_judged(self) -> Iterator[_Patch]:
         for axis, sums in self.sums.items():
             means = np.moveaxis(sums / self._area(axis), axis + 1, -1)

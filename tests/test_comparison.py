@@ -122,12 +122,19 @@ def test_a_seam_of_two_percent_in_one_tile_face_is_warned_of_with_its_place(smal
     seam = found.figures["seam"]
     assert seam["p"] < 0.01
     worst = seam["worst"]
-    assert (worst["axis"], worst["index"], worst["kind"]) == ("x", 64, "shard")
+    assert (worst["axis"], worst["index"], worst["kind"]) == ("x", 64, "tile")
     assert (worst["start"]["y"], worst["stop"]["y"]) == (32, 64)
     assert worst["world"] == pytest.approx(11.0 - 0.1 + 64 * 0.2)
     assert any(
         "a seam shows" in text and "across x at voxel 64, z 0 to 32, y 32 to 64" in text for text in found.warnings
     )
+
+
+def test_faces_that_nothing_can_judge_are_said_to_be_left_out():
+    coarse, fine, _ = scene(shape=(16, 96, 96))
+    found = compared(coarse, fine, tile={"y": 33})
+    assert found.absent["seam.faces"].startswith("1 cuts are no multiples of the factor")  # 33, and not 66
+    assert "seam.faces" not in compared(coarse, fine, tile={"y": 32}).absent
 
 
 def test_a_bead_that_was_invented_is_where_consistency_is_worst(small_blocks):
@@ -364,6 +371,8 @@ def test_one_channel_and_time_point_is_compared_and_the_others_are_named():
     assert "channel 2 of 3 is compared, no other" in found.warnings
     with pytest.raises(UsageError, match=r"--channel 3: volume has 3"):
         compare(*both, channel=3)
+    with pytest.raises(UsageError, match=r"--channel 1: volume has 1"):
+        compared(coarse, fine, channel=1)
 
 
 def test_the_command_prints_json_and_words(tmp_path):
