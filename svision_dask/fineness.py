@@ -171,20 +171,28 @@ def _beads(compared: Compared, places: Sequence[Box], absent: dict[str, str]) ->
     found: Figures = {}
     stacks = {"before": compared.before, "after": compared.after, "reference": compared.reference}
     for name, stack in ((name, stack) for name, stack in stacks.items() if stack is not None):
-        measured: list[list[float]] = []
+        measured: list[Voxels] = []
+        axes = [axis for axis, n in enumerate(stack.shape) if n > 1]
         for place in places:
             voxels = read_place(stack, compared, place).astype(np.float64)
             voxels = voxels - np.median(voxels)
             centres = peaks(voxels, BRIGHT * float(voxels.max()))
             lone = centres[alone(centres, APART)]
-            measured += [widths(voxels, c) for c in lone[well_inside(lone, voxels.shape, APART)]]
+            inside = lone[well_inside(lone, voxels.shape, _margins(voxels.shape))]
+            rows = (np.array(widths(voxels, centre))[axes] for centre in inside)
+            measured += [row for row in rows if np.isfinite(row).all()]
         if not measured:
-            absent[f"beads.{name}"] = f"no bright spot is {APART:g} voxels from all others and from the faces"
+            absent[f"beads.{name}"] = f"no bright spot is {APART:g} voxels from all others and falls to half beside it"
             continue
-        medians = np.median(measured, axis=0) * np.array(stack.spacing)
-        found[name] = {"count": len(measured), **dict(zip(SPATIAL, medians.tolist(), strict=True))}
+        medians = np.median(measured, axis=0) * np.array(stack.spacing)[axes]
+        found[name] = {"count": len(measured), **{SPATIAL[a]: float(m) for a, m in zip(axes, medians, strict=True)}}
     definition = "median full width at half maximum of bright spots that stand alone, the place's median taken off"
     return found and {**found, "unit": compared.after.unit, "definition": definition, "places": len(places)}
+
+
+def _margins(shape: Shape) -> Voxels:
+    """Voxels that a bead must be from the faces; of thin volumes, half of each axis is left, and a plane has none."""
+    return np.array([min(APART, (n - 1) / 4) if n > 1 else -1.0 for n in shape])
 
 
 def _profiles(compared: Compared, place: Box) -> list[Figures]:

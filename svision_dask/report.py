@@ -159,7 +159,7 @@ def _bead_rows(comparison: Comparison) -> Iterator[str]:
     beads, unit = comparison.figures.get("beads", {}), unit_of(comparison)
     for name, row in beads.items():
         if isinstance(row, Mapping):
-            text = ", ".join(f"{axis} {row[axis]:.3g}" for axis in SPATIAL)
+            text = ", ".join(f"{axis} {row[axis]:.3g}" for axis in SPATIAL if axis in row)
             cells = f"<td class='number'>{text} {escape(unit)}</td><td>{escape(beads['definition'])}</td>"
             yield f"<tr><th scope='row'>FWHM of {row['count']} beads of {name}</th>{cells}</tr>"
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tifffile
 from scipy.ndimage import gaussian_filter
 
 from svision_dask import scan
@@ -337,6 +338,17 @@ def test_beads_are_measured_in_world_units_and_lines_go_through_the_brightest():
     assert np.abs(coarse_top - bead).min() <= 0.4
 
 
+@pytest.mark.parametrize(("planes", "axes"), [(1, {"y", "x"}), (16, {"z", "y", "x"})])
+def test_beads_of_planes_and_of_thin_volumes_are_measured_too(planes, axes):
+    truth, factor = np.full((planes, 64, 64), 10, np.float32), (1 if planes == 1 else 2, 2, 2)
+    centre = ((planes - 1) / 2, 32.5, 32.5)
+    distance = sum(((i - c) / 1.5) ** 2 for i, c in zip(np.indices(truth.shape), centre, strict=True))
+    truth += 100 * np.exp(-distance / 2)
+    found = compared(reduced(truth, factor), truth, factor=factor, beads=True, tile=None).figures["beads"]["after"]
+    assert found.keys() == {"count", *axes}
+    assert found["x"] == pytest.approx(1.5 * 2.3548 * 0.2, rel=0.03)
+
+
 def test_saturation_and_drift_and_little_gain_are_warned_of(tmp_path):
     coarse, fine, _ = scene()
     where = grid(coarse.shape)
@@ -396,3 +408,13 @@ def test_the_command_prints_json_and_words(tmp_path):
     wrong = run("compare", paths[1], paths[0])
     assert wrong.exit_code == 1
     assert "Give the volume that it was made from." in wrong.error
+
+
+def test_axes_are_given_to_what_does_not_say_them_and_not_to_ome_zarr(tmp_path):
+    coarse, fine, _ = scene(shape=(16, 64, 64))
+    where = grid(coarse.shape)
+    tifffile.imwrite(tmp_path / "plain.tif", coarse)
+    path = stored(tmp_path / "fine.ome.zarr", fine, where.finer(FACTOR), {})
+    outcome = run("compare", tmp_path / "plain.tif", path, "--axes", "zyx", "--json")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert run("compare", path, path, "--axes", "zyx").exit_code == 2
