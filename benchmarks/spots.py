@@ -43,8 +43,8 @@ def judge_beads(fine: Voxels, truth: Voxels) -> dict[str, float]:
         "beads": len(found),
         "recall": float((nearest(lone, found) <= MATCH).mean()),
         "precision": float((nearest(found, known) <= MATCH).mean()) if len(found) else 0.0,
-        "fwhm_axial": float(np.median(measured[:, 0])),
-        "fwhm_lateral": float(np.median(measured[:, 1:])),
+        "fwhm_axial": float(np.nanmedian(measured[:, 0])),
+        "fwhm_lateral": float(np.nanmedian(measured[:, 1:])),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,8 @@ def alone(points: Points, apart: float) -> npt.NDArray[np.bool_]:
     return np.asarray(cKDTree(points).query(points, k=2)[0][:, 1] > apart)
 
 
-def well_inside(points: Points, shape: Shape, apart: float) -> npt.NDArray[np.bool_]:
-    """Tell which points are further than ``apart`` voxels from every face."""
+def well_inside(points: Points, shape: Shape, apart: float | Points) -> npt.NDArray[np.bool_]:
+    """Tell which points are further than ``apart`` voxels, of each axis or of all, from every face."""
     return np.asarray(((points > apart) & (points < np.array(shape) - 1 - apart)).all(axis=1))
 
 
@@ -52,7 +53,7 @@ def widths(volume: Voxels, centre: Points) -> list[float]:
     """Measure the full width at half maximum along z, y and x, in voxels, without a background.
 
     On the lines through the brightest voxel next to ``centre``; each is a cubic spline, so that its maximum may lie
-    between voxels.
+    between voxels. Not a number where the line ends before it has fallen to half.
     """
     place = np.round(centre).astype(int)
     first = np.maximum(place - 2, 0)
@@ -69,10 +70,10 @@ def _width(line: Voxels, peak: int) -> float:
 
     reach = int(min(LINE, peak, len(line) - 1 - peak))
     if reach == 0:
-        return 0.0
+        return math.nan
     position = np.linspace(-reach, reach, FINENESS * 2 * reach + 1)
     value = CubicSpline(np.arange(-reach, reach + 1), line[peak - reach : peak + reach + 1])(position)
     top = int(np.where(np.abs(position) <= 1, value, -np.inf).argmax())
     below = value < value[top] / 2
     left, right = np.flatnonzero(below[:top]), np.flatnonzero(below[top:])
-    return float(position[top + right[0]] - position[left[-1]]) if left.size and right.size else float(2 * reach)
+    return float(position[top + right[0]] - position[left[-1]]) if left.size and right.size else math.nan

@@ -84,8 +84,8 @@ def _drawn_lines(
         axes.set_yscale("log")
     if floor is not None:
         axes.set_ylim(bottom=floor)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
+    axes.set_xlabel(_words(x))
+    axes.set_ylabel(_words(y))
     if len(lines) > 1:
         axes.legend(frameon=False, fontsize=8)
     return _svg(figure)
@@ -144,10 +144,15 @@ def _drawn_map(
     )
     if mark is not None:
         axes.plot(*mark, marker="o", markersize=14, markerfacecolor="none", markeredgecolor="#2fd9ed", linewidth=0)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    figure.colorbar(shown, label=colours, shrink=0.85)
+    axes.set_xlabel(_words(x))
+    axes.set_ylabel(_words(y))
+    figure.colorbar(shown, label=_words(colours), shrink=0.85)
     return _svg(figure)
+
+
+def _words(label: str) -> str:
+    """Keep matplotlib from reading a file's unit as mathematics, which it may fail at; ticks stay mathematics."""
+    return label.replace("$", r"\$")
 
 
 @contextmanager

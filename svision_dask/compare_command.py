@@ -46,7 +46,10 @@ def compare(before: str, after: str, **given: Any) -> None:
     if given["output"]:
         _check_page(Path(given["output"]), overwrite=given["overwrite"])
     paths = {"before": before, "after": after, "reference": given["reference"]}
-    volumes: dict[str, Any] = {name: open_volume(path, axes=given["axes"]) for name, path in paths.items() if path}
+    paths = {name: path for name, path in paths.items() if path}
+    volumes: dict[str, Any] = {
+        name: open_volume(path, axes=axes) for name, path, axes in _with_axes(paths, given["axes"])
+    }
     tile = parse_lengths(given["tile"], volumes["after"].grid.axes, option="--tile") if given["tile"] else None
     with progress() as update:
         found = measure(
@@ -65,6 +68,16 @@ def compare(before: str, after: str, **given: Any) -> None:
         click.echo("\n".join(comparison_lines(found)))
     if given["output"]:
         click.echo(str(write_report(found, given["output"])), err=given["as_json"])
+
+
+def _with_axes(paths: Mapping[str, str], axes: str | None) -> Iterator[tuple[str, str, str | None]]:
+    """Give ``--axes`` to the paths that are not OME-Zarr; to all, where it is for none of them, to be refused."""
+    from svision_dask.locations import Remote, located
+    from svision_dask.omezarr import is_omezarr
+
+    stored = {name: isinstance(located(path), Remote) or is_omezarr(path) for name, path in paths.items()}
+    for name, path in paths.items():
+        yield name, path, None if stored[name] and not all(stored.values()) else axes
 
 
 def _check_page(path: Path, *, overwrite: bool) -> None:
@@ -127,7 +140,7 @@ def _resolution_lines(words: str, row: Mapping[str, Any], unit: str) -> Iterator
 def _bead_lines(row: Mapping[str, Any], unit: str) -> Iterator[str]:
     for name, value in row.items():
         if isinstance(value, Mapping):
-            lengths = {axis: value[axis] for axis in SPATIAL}
+            lengths = {axis: value[axis] for axis in SPATIAL if axis in value}
             yield f"FWHM of {value['count']} beads of {name}: {_named(lengths)} {unit}"
 
 

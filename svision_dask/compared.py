@@ -171,8 +171,8 @@ def find_compared(
 def _stack(given: Volume | str | Location, wanted: Mapping[str, int]) -> Stack:
     volume = given if isinstance(given, Volume) else open_volume(given)
     picked = {axis: index for axis, index in wanted.items() if axis in volume.grid.axes}
-    for axis, index in picked.items():
-        count = volume.grid.shape[volume.grid.axes.index(axis)]
+    for axis, index in wanted.items():
+        count = volume.grid.shape[volume.grid.axes.index(axis)] if axis in picked else 1
         if not 0 <= index < count:
             word = {"t": "time", "c": "channel"}[axis]
             raise UsageError(f"--{word} {index}: {volume.name} has {count}, counted from 0. Give one of them.")
@@ -293,7 +293,7 @@ def _cuts(after: Stack, tile: Mapping[str, int] | None, provenance: Mapping[str,
     """Where AFTER was cut: as told, as its plan says, or as it is stored."""
     if tile is not None:
         given = tuple(tile.get(axis, n) for axis, n in zip(SPATIAL, after.shape, strict=True))
-        return regular_cuts(after.shape, given, given)
+        return regular_cuts(after.shape, given, after.shape)
     plan = provenance.get("plan")
     try:
         planned: Any = plan

@@ -115,7 +115,7 @@ def compare(
     ImageError
         If one cannot be read, or they are not of one place.
     UsageError
-        If there is no such channel or time point, or no range of intensities.
+        If there is no such channel or time point, no range of intensities, or a voxel is not a number.
     """
     started = clock.monotonic()
     compared = find_compared(before, after, reference, channel=channel, time=time, degrade=degrade, tile=tile)
@@ -235,11 +235,13 @@ def _consistency_figures(scan: Scan, width: float, place: Box, absent: dict[str,
     if isinstance(shift, str):
         absent["shift"] = shift
         return found
-    world = [s * d for s, d in zip(shift, compared.before.spacing, strict=True)]
+    short = f"fewer than {fineness.SHORTEST} coarse voxels along it"
+    absent.update({f"shift.{axis}": short for axis in SPATIAL if axis not in shift})
+    spacing = dict(zip(SPATIAL, compared.before.spacing, strict=True))
     found["shift"] = {
         "definition": "how far AFTER, made coarse again, lies from BEFORE at the informative place, in coarse voxels",
-        "voxels": dict(zip(SPATIAL, shift, strict=True)),
-        "world": dict(zip(SPATIAL, world, strict=True)),
+        "voxels": shift,
+        "world": {axis: moved * spacing[axis] for axis, moved in shift.items()},
     }
     return found
 
@@ -248,6 +250,11 @@ def _seam_figures(scan: Scan, width: float, absent: dict[str, str]) -> dict[str,
     if scan.seams is None:
         absent["seam"] = "AFTER does not say where it was cut; --tile takes the fine voxels between two cuts"
         return {}
+    if scan.seams.faces_left_out:
+        absent["seam.faces"] = (
+            f"{scan.seams.faces_left_out} cuts are no multiples of the factor and are not judged: interpolation makes "
+            "the planes beside them different anyway"
+        )
     score = scan.seams.score(least=INVISIBLE * width)
     if score is None:
         absent["seam"] = "AFTER was not cut, or into pieces too small to tell a seam from what lies between"

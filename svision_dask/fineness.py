@@ -15,6 +15,7 @@ from svision_dask.compared import Compared, Stack
 from svision_dask.degradation import CUBIC
 from svision_dask.errors import UsageError
 from svision_dask.geometry import SPATIAL, Shape
+from svision_dask.noise_estimate import SHORTEST as LONG_ENOUGH
 from svision_dask.noise_estimate import is_independent
 from svision_dask.resolution import RESOLVED, Direction, Shells, period, spectrum, split_spectra
 from svision_dask.volume import Box
@@ -35,6 +36,7 @@ WASTED = 2.0
 """Coarse voxels per period of the finest detail of AFTER from which on BEFORE could have held it."""
 SHORTEST = 8
 """Voxels along an axis for a shift along it to be measured."""
+UNFAIR = "neighbours along it share their noise, have none, or are too few to tell; halves could agree by that alone"
 
 
 def fine_box(place: Box, factor: Shape) -> tuple[Shape, Shape]:
@@ -95,9 +97,6 @@ def _one_image(compared: Compared, places: Sequence[Box], absent: dict[str, str]
     absent["one_image_frc.after"] = "its voxels share the noise of the coarse voxels that they were made of"
     stack, key, found = compared.before, "one_image_frc.before", Figures()
     blocks = [read_place(stack, compared, place) for place in places]
-    if not any(is_independent(block.astype(np.float32)) for block in blocks):
-        absent[key] = "neighbouring voxels share their noise, or have none, and one image then agrees with itself"
-        return {}
     for direction in DIRECTIONS:
         axes = ACROSS[direction]
         halved = tuple(n // 2 if a in axes else n for a, n in enumerate(blocks[0].shape))
@@ -107,10 +106,19 @@ def _one_image(compared: Compared, places: Sequence[Box], absent: dict[str, str]
         except UsageError:
             absent[f"{key}.{direction}"] = "too few voxels along it"
             continue
+        if not _is_split_fairly(blocks, axes):
+            absent[f"{key}.{direction}"] = UNFAIR
+            continue
         for pair in (pair for block in blocks for pair in split_spectra(block, axes)):
             shells.add(*pair)
         _note(found, absent, key, direction, shells)
     return found and {"before": found, **_about("of halves of BEFORE that share no voxel", compared, places)}
+
+
+def _is_split_fairly(blocks: Sequence[Voxels], axes: Shape) -> bool:
+    """Whether halves share no noise: they lie diagonally, so that one of ``axes`` along which it is white will do."""
+    along = tuple(2 if a in axes and n >= LONG_ENOUGH else 1 for a, n in enumerate(blocks[0].shape))
+    return max(along) > 1 and any(is_independent(block.astype(np.float32), along) for block in blocks)
 
 
 def _decorrelation(compared: Compared, places: Sequence[Box], absent: dict[str, str]) -> Figures:
@@ -163,20 +171,28 @@ def _beads(compared: Compared, places: Sequence[Box], absent: dict[str, str]) ->
     found: Figures = {}
     stacks = {"before": compared.before, "after": compared.after, "reference": compared.reference}
     for name, stack in ((name, stack) for name, stack in stacks.items() if stack is not None):
-        measured: list[list[float]] = []
+        measured: list[Voxels] = []
+        axes = [axis for axis, n in enumerate(stack.shape) if n > 1]
         for place in places:
             voxels = read_place(stack, compared, place).astype(np.float64)
             voxels = voxels - np.median(voxels)
             centres = peaks(voxels, BRIGHT * float(voxels.max()))
             lone = centres[alone(centres, APART)]
-            measured += [widths(voxels, c) for c in lone[well_inside(lone, voxels.shape, APART)]]
+            inside = lone[well_inside(lone, voxels.shape, _margins(voxels.shape))]
+            rows = (np.array(widths(voxels, centre))[axes] for centre in inside)
+            measured += [row for row in rows if np.isfinite(row).all()]
         if not measured:
-            absent[f"beads.{name}"] = f"no bright spot is {APART:g} voxels from all others and from the faces"
+            absent[f"beads.{name}"] = f"no bright spot is {APART:g} voxels from all others and falls to half beside it"
             continue
-        medians = np.median(measured, axis=0) * np.array(stack.spacing)
-        found[name] = {"count": len(measured), **dict(zip(SPATIAL, medians.tolist(), strict=True))}
+        medians = np.median(measured, axis=0) * np.array(stack.spacing)[axes]
+        found[name] = {"count": len(measured), **{SPATIAL[a]: float(m) for a, m in zip(axes, medians, strict=True)}}
     definition = "median full width at half maximum of bright spots that stand alone, the place's median taken off"
     return found and {**found, "unit": compared.after.unit, "definition": definition, "places": len(places)}
+
+
+def _margins(shape: Shape) -> Voxels:
+    """Voxels that a bead must be from the faces; of thin volumes, half of each axis is left, and a plane has none."""
+    return np.array([min(APART, (n - 1) / 4) if n > 1 else -1.0 for n in shape])
 
 
 def _profiles(compared: Compared, place: Box) -> list[Figures]:
@@ -217,8 +233,11 @@ def _positions(first: float, step: float, count: int) -> list[float]:
     return [first + step * i for i in range(count)]
 
 
-def shift(compared: Compared, place: Box) -> list[float] | str:
-    """Find how far AFTER, made coarse again, lies from BEFORE, in coarse voxels; or say why that cannot be told."""
+def shift(compared: Compared, place: Box) -> dict[str, float] | str:
+    """Find how far AFTER, made coarse again, lies from BEFORE, in coarse voxels; or say why that cannot be told.
+
+    Axes of fewer than ``SHORTEST`` voxels are left out.
+    """
     from skimage.registration import phase_cross_correlation
 
     coarse = read_place(compared.before, compared, place).astype(np.float64)
@@ -229,10 +248,7 @@ def shift(compared: Compared, place: Box) -> list[float] | str:
     kept = tuple(slice(None) if a in axes else n // 2 for a, n in enumerate(coarse.shape))
     faded = [_faded(block[kept]) for block in (again.astype(np.float64), coarse)]
     moved, _, _ = phase_cross_correlation(*faded, upsample_factor=FINER, normalization=None)  # type: ignore[no-untyped-call]
-    found = [0.0] * coarse.ndim
-    for axis, value in zip(axes, moved, strict=True):
-        found[axis] = float(value) + 0.0  # no −0
-    return found
+    return {SPATIAL[a]: float(value) + 0.0 for a, value in zip(axes, moved, strict=True)}  # no −0
 
 
 def _faded(block: Voxels) -> Voxels:

@@ -89,7 +89,7 @@ def _header(comparison: Comparison) -> Iterator[str]:
         if name in figures:
             about = figures[name]
             shape, spacing = ("×".join(f"{v:.6g}" for v in about[key]) for key in ("shape", "spacing"))
-            yield f'<p class="soft">{name}: {shape} voxels of {spacing} {unit} (z, y, x), {about["dtype"]}</p>'
+            yield f'<p class="soft">{name}: {shape} voxels of {spacing} {escape(unit)} (z, y, x), {about["dtype"]}</p>'
 
 
 def _body(comparison: Comparison) -> Iterator[str]:
@@ -159,7 +159,7 @@ def _bead_rows(comparison: Comparison) -> Iterator[str]:
     beads, unit = comparison.figures.get("beads", {}), unit_of(comparison)
     for name, row in beads.items():
         if isinstance(row, Mapping):
-            text = ", ".join(f"{axis} {row[axis]:.3g}" for axis in SPATIAL)
+            text = ", ".join(f"{axis} {row[axis]:.3g}" for axis in SPATIAL if axis in row)
             cells = f"<td class='number'>{text} {escape(unit)}</td><td>{escape(beads['definition'])}</td>"
             yield f"<tr><th scope='row'>FWHM of {row['count']} beads of {name}</th>{cells}</tr>"
 

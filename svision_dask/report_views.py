@@ -55,9 +55,9 @@ def views(comparison: Comparison, title: str, centre: Shape, why: str) -> Iterat
     for axis, f in enumerate(compared.factor):
         before = before.repeat(f, axis)
     unit, world = unit_of(comparison), compared.before.world(centre)
-    at = ", ".join(f"{axis} = {w:.4g}" for axis, w in zip(SPATIAL, world, strict=True))
+    at = ", ".join(f"{axis} = {w:.4g}" for axis, w in zip(SPATIAL, world, strict=True)) + f" {unit}"
     low, high = comparison.ranges.low, comparison.ranges.high
-    yield f"<h2>{title}</h2><p>{escape(why[0].upper() + why[1:])}: {at} {unit}. Black is {low:.4g}, white {high:.4g}; "
+    yield f"<h2>{title}</h2><p>{escape(why[0].upper() + why[1:])}: {escape(at)}. Black is {low:.4g}, white {high:.4g}; "
     yield "linear, nothing is interpolated. Move the slider to see less or more of AFTER.</p><div class='row'>"
     middle = tuple(
         (c - s.start) * f + (f - 1) // 2 for c, s, f in zip(centre, coarse_box, compared.factor, strict=True)

@@ -185,7 +185,13 @@ class Scan:
         """How much BEFORE varies from voxel to voxel, in cells of ``cell`` coarse voxels."""
 
     def run(self, on_progress: Callable[[int, int], None]) -> None:
-        """Read everything once."""
+        """Read everything once.
+
+        Raises
+        ------
+        UsageError
+            If a voxel is not a number.
+        """
         for block in self.blocks:
             self._add(block)
             on_progress(block.index + 1, len(self.blocks))
@@ -200,6 +206,8 @@ class Scan:
         coarse = compared.before.read(_minus(block.start, margin), _plus(block.stop, margin))
         fine = compared.after.read(_minus(fine_start, fine_margin), _plus(fine_stop, fine_margin))
         core = inner(coarse, margin)
+        self._count("before", core, block.start)
+        self._count("after", inner(fine, fine_margin), fine_start)
         if self.errors is not None:
             self.errors.add(inner(reduced(fine, factor, how), margin) - core, block.start)
         if self.seams is not None:
@@ -207,13 +215,11 @@ class Scan:
             added = fine - cubic(coarse, factor, how)
             near = inner(added, tuple(m - 2 for m in fine_margin), tuple(m - 1 for m in fine_margin))
             self.seams.add(near, fine_start)
-        self._count("before", core)
-        self._count("after", inner(fine, fine_margin))
         self._look(core, block.start)
         if compared.reference is not None:
             wide = (MARGIN,) * 3
             truth = compared.reference.read(_minus(fine_start, wide), _plus(fine_stop, wide))
-            self._count("reference", inner(truth, wide))
+            self._count("reference", inner(truth, wide), fine_start)
             if sampled:
                 spare = _minus(fine_margin, wide)
                 for name, image in self._rivals(coarse, inner(fine, spare), spare):
@@ -244,7 +250,19 @@ class Scan:
         sums.similar += float(counted.sum())
         sums.windows += counted.size
 
-    def _count(self, name: str, voxels: Voxels) -> None:
+    def _count(self, name: str, voxels: Voxels, start: Shape) -> None:
+        """Count a block into the histogram; every voxel comes by here, before anything is summed up.
+
+        Raises
+        ------
+        UsageError
+            If one is not a number.
+        """
+        if not np.isfinite(voxels).all():
+            raise UsageError(
+                f"{self.stacks[name].name} holds voxels that are no finite numbers, in the block that begins at "
+                f"{start} (z, y, x). Compare it without them."
+            )
         edges = self.ranges.edges
         clipped = np.clip(voxels, edges[0], edges[-1])
         self.histograms[name] += np.histogram(clipped, BINS, (edges[0], edges[-1]))[0]

@@ -29,7 +29,7 @@ SHARE_OF_ALL = 0.25
 FEWEST = 8
 """Parallel planes that a face needs to be judged."""
 TAIL = 0.1
-"""Share of the scores of parallel planes that the tail of their distribution is fitted to."""
+"""Share of the scores of parallel planes, of those above 0, that the tail of their distribution is fitted to."""
 FEWEST_IN_TAIL = 20
 """Scores in the tail; with fewer of them, p-values are counted, not fitted."""
 
@@ -156,6 +156,11 @@ class SeamSums:
         p = -math.expm1(len(patches) * math.log1p(-min(_exceeded(own[top], others), 1 - 1e-16)))
         return SeamScore(p=float(p), patches=len(patches), planes=len(others), worst=self._seam(patches[top]))
 
+    @property
+    def faces_left_out(self) -> int:
+        """How many faces are not at the phase of the planes that could judge them."""
+        return sum(face % self.phase[axis] != 0 for axis in self.sums for face in self.cuts.faces(axis))
+
     def _patches_judged(self) -> Iterator[_Patch]:
         for axis, sums in self.sums.items():
             means = np.moveaxis(sums / self._area(axis), axis + 1, -1)
@@ -178,14 +183,17 @@ class SeamSums:
         # Mirrored faces of the volume, and the planes next to a seam, whose jumps it is a part of, do not count.
         wide = AFTER + BEFORE
         low, high = faces[number - 1] + wide, faces[number + 1] - wide
-        planes = np.array([p for p in range(-(-low // phase) * phase, high, phase) if abs(p - face) >= wide])
+        between = range(-(-low // phase) * phase, high, phase)
+        planes = np.array([p for p in between if abs(p - face) >= wide], np.intp)
         if len(planes) < FEWEST or face % phase:
             return None
         step, size = means[:, face // phase]
         steps, sizes = means[:, planes // phase]
         middle = np.median(sizes)
         own, beside = np.array([abs(step), size - middle]), np.stack([np.abs(steps), np.abs(sizes - middle)])
-        return _Patch(axis=axis, where=where, step=float(step), excess=float(own[1]), own=own, beside=beside)
+        return _Patch(
+            axis=axis, where=where, step=float(step), excess=float(own[1]), own=own, beside=beside, planes=planes
+        )
 
     def _seam(self, patch: _Patch) -> Seam:
         axis, where = patch.axis, patch.where
@@ -212,6 +220,8 @@ class _Patch:
     """Both measures of the face."""
     beside: Voxels
     """Both measures (rows) of each parallel plane."""
+    planes: npt.NDArray[np.intp]
+    """Where those are."""
 
     def above(self, least: float) -> _Patch:
         """Take off what nobody could see."""
@@ -219,9 +229,9 @@ class _Patch:
         return replace(self, own=own, beside=beside)
 
     def scores(self, usual: Line) -> Line:
-        """Score each plane by the others, as the face is scored by all of them."""
-        squares, n = np.square(self.beside), self.beside.shape[1]
-        rest = (squares.sum(axis=1, keepdims=True) - squares) / (n - 1)
+        """Score each plane by the others, as the face is scored: without those next to it, which share its jumps."""
+        far = np.abs(self.planes[:, None] - self.planes) >= AFTER + BEFORE
+        rest = np.square(self.beside) @ far / far.sum(axis=0)
         return np.asarray((self.beside / np.sqrt(rest + usual[:, None])).max(axis=0))
 
 
@@ -252,8 +262,9 @@ def _exceeded(score: float, others: Line) -> float:
     from scipy.stats import genpareto
 
     counted = (1 + int((others >= score).sum())) / (1 + len(others))
-    above = int(TAIL * len(others))
-    if above < FEWEST_IN_TAIL or counted > TAIL / 2:
+    # In empty patches nothing is above what nobody could see; zeros would make the tail look shorter than it is.
+    above = int(TAIL * (others > 0).sum())
+    if above < FEWEST_IN_TAIL or counted > above / len(others) / 2:
         return counted
     ordered = np.sort(others)
     threshold = (ordered[-above] + ordered[-above - 1]) / 2

@@ -23,6 +23,13 @@ def test_a_gaussian_is_as_wide_as_its_formula_says_wherever_it_lies_between_voxe
     assert measured == pytest.approx([s * FWHM_OF_SIGMA for s in sigmas], rel=0.02)
 
 
+def test_what_does_not_fall_to_half_inside_the_volume_has_no_width():
+    measured = widths(gaussian_bead((3, 24, 28), (5, 1.3, 1.7)), np.array((3, 24, 28)))
+    assert np.isnan(measured[0])
+    assert measured[1:] == pytest.approx([s * FWHM_OF_SIGMA for s in (1.3, 1.7)], rel=0.02)
+    assert np.isnan(widths(gaussian_bead((0, 24, 28), (1, 2, 2), (1, 48, 56)), np.array((0, 24, 28)))[0])
+
+
 def test_a_bead_is_found_once_where_it_is_also_where_its_top_is_flat():
     volume = gaussian_bead((10, 12, 14), (2, 2, 2)) + gaussian_bead((30, 30, 40), (2, 2, 2))
     volume[30, 30, 41] = volume[30, 30, 40]

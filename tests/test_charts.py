@@ -23,6 +23,13 @@ def test_labels_legend_and_level_are_words():
     assert {"x (µm)", "intensity", "1/7", "before", "after"} <= set(found)
 
 
+def test_dollars_are_words_and_no_mathematics():
+    found = words(draw_lines([Line(name="after", x=[0, 1], y=[1, 2])], x=r"x ($\frac$)", y="$"))
+    assert {r"x ($\frac$)", "$"} <= set(found)
+    plane = np.arange(12.0).reshape(3, 4)
+    assert "$_$" in words(draw_map(plane, extent=(0, 4, 3, 0), x="x", y="y", colours="$_$"))
+
+
 def test_nothing_is_black_or_in_ink_so_that_it_shows_on_dark_ground():
     plane = np.arange(12.0).reshape(3, 4)
     for svg in (

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tifffile
 from scipy.ndimage import gaussian_filter
 
 from svision_dask import scan
@@ -122,12 +123,19 @@ def test_a_seam_of_two_percent_in_one_tile_face_is_warned_of_with_its_place(smal
     seam = found.figures["seam"]
     assert seam["p"] < 0.01
     worst = seam["worst"]
-    assert (worst["axis"], worst["index"], worst["kind"]) == ("x", 64, "shard")
+    assert (worst["axis"], worst["index"], worst["kind"]) == ("x", 64, "tile")
     assert (worst["start"]["y"], worst["stop"]["y"]) == (32, 64)
     assert worst["world"] == pytest.approx(11.0 - 0.1 + 64 * 0.2)
     assert any(
         "a seam shows" in text and "across x at voxel 64, z 0 to 32, y 32 to 64" in text for text in found.warnings
     )
+
+
+def test_faces_that_nothing_can_judge_are_said_to_be_left_out():
+    coarse, fine, _ = scene(shape=(16, 96, 96))
+    found = compared(coarse, fine, tile={"y": 33})
+    assert found.absent["seam.faces"].startswith("1 cuts are no multiples of the factor")  # 33, and not 66
+    assert "seam.faces" not in compared(coarse, fine, tile={"y": 32}).absent
 
 
 def test_a_bead_that_was_invented_is_where_consistency_is_worst(small_blocks):
@@ -152,6 +160,23 @@ def test_a_volume_that_was_moved_is_reported_with_its_shift(axis, moved):
     assert list(shift["voxels"].values()) == pytest.approx(expected, abs=0.15)
     assert shift["world"]["zyx"[axis]] == pytest.approx(shift["voxels"]["zyx"[axis]] * (0.8, 0.4, 0.4)[axis])
     assert any(f"is shifted against BEFORE by {'+' if moved > 0 else '-'}" in text for text in found.warnings)
+
+
+def test_a_shift_that_was_not_measured_is_absent_and_not_zero():
+    coarse, fine, _ = scene(shape=(8, 96, 96))
+    found = compared(coarse, fine)
+    assert found.figures["shift"]["voxels"].keys() == found.figures["shift"]["world"].keys() == {"y", "x"}
+    assert found.absent["shift.z"] == "fewer than 8 coarse voxels along it"
+
+
+def test_noise_that_planes_share_makes_no_axial_resolution_of_one_image():
+    coarse, _, _ = scene(shape=(64, 128, 128))
+    noise = gaussian_filter(np.random.default_rng(1).standard_normal(coarse.shape), (1, 0, 0))
+    blurred = (gaussian_filter(coarse, 2) + 20 * noise).astype(np.float32)
+    found = compared(blurred, cubic(blurred, FACTOR))
+    assert "lateral" in found.figures["one_image_frc"]["before"]
+    assert "axial" not in found.figures["one_image_frc"]["before"]
+    assert "share their noise" in found.absent["one_image_frc.before.axial"]
 
 
 def stored(path, voxels, where, attributes):
@@ -269,6 +294,18 @@ def test_a_constant_volume_and_one_with_holes_are_refused():
         compared(coarse, fine)
 
 
+@pytest.mark.parametrize("name", ["before", "after", "reference"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_hole_is_refused_with_its_place_also_where_no_range_was_taken_from(monkeypatch, name, value):
+    monkeypatch.setattr(scan, "SAMPLED_BLOCKS", 1)
+    monkeypatch.setattr(scan, "SIDE", 32)
+    volumes = dict(zip(("before", "after", "reference"), scene(), strict=True))
+    volumes[name][-2, -2, -2] = value
+    start = r"\(0, 32, 32\)" if name == "before" else r"\(0, 64, 64\)"
+    with np.errstate(all="ignore"), pytest.raises(UsageError, match=f"no finite numbers, in the block .* {start}"):
+        compared(*volumes.values())
+
+
 def test_frc_and_decorrelation_find_the_detail_that_a_low_pass_leaves():
     rng = np.random.default_rng(0)
     shape = (32, 128, 128)
@@ -299,6 +336,17 @@ def test_beads_are_measured_in_world_units_and_lines_go_through_the_brightest():
     assert np.abs(positions[int(np.argmax(values))] - bead).min() <= 0.2
     coarse_top = line["coarse_positions"][int(np.argmax(line["values"]["before"]))]
     assert np.abs(coarse_top - bead).min() <= 0.4
+
+
+@pytest.mark.parametrize(("planes", "axes"), [(1, {"y", "x"}), (16, {"z", "y", "x"})])
+def test_beads_of_planes_and_of_thin_volumes_are_measured_too(planes, axes):
+    truth, factor = np.full((planes, 64, 64), 10, np.float32), (1 if planes == 1 else 2, 2, 2)
+    centre = ((planes - 1) / 2, 32.5, 32.5)
+    distance = sum(((i - c) / 1.5) ** 2 for i, c in zip(np.indices(truth.shape), centre, strict=True))
+    truth += 100 * np.exp(-distance / 2)
+    found = compared(reduced(truth, factor), truth, factor=factor, beads=True, tile=None).figures["beads"]["after"]
+    assert found.keys() == {"count", *axes}
+    assert found["x"] == pytest.approx(1.5 * 2.3548 * 0.2, rel=0.03)
 
 
 def test_saturation_and_drift_and_little_gain_are_warned_of(tmp_path):
@@ -335,6 +383,8 @@ def test_one_channel_and_time_point_is_compared_and_the_others_are_named():
     assert "channel 2 of 3 is compared, no other" in found.warnings
     with pytest.raises(UsageError, match=r"--channel 3: volume has 3"):
         compare(*both, channel=3)
+    with pytest.raises(UsageError, match=r"--channel 1: volume has 1"):
+        compared(coarse, fine, channel=1)
 
 
 def test_the_command_prints_json_and_words(tmp_path):
@@ -358,3 +408,13 @@ def test_the_command_prints_json_and_words(tmp_path):
     wrong = run("compare", paths[1], paths[0])
     assert wrong.exit_code == 1
     assert "Give the volume that it was made from." in wrong.error
+
+
+def test_axes_are_given_to_what_does_not_say_them_and_not_to_ome_zarr(tmp_path):
+    coarse, fine, _ = scene(shape=(16, 64, 64))
+    where = grid(coarse.shape)
+    tifffile.imwrite(tmp_path / "plain.tif", coarse)
+    path = stored(tmp_path / "fine.ome.zarr", fine, where.finer(FACTOR), {})
+    outcome = run("compare", tmp_path / "plain.tif", path, "--axes", "zyx", "--json")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert run("compare", path, path, "--axes", "zyx").exit_code == 2

@@ -132,6 +132,15 @@ def test_names_and_warnings_cannot_become_elements(tmp_path):
     assert "unlike the volume that the model was trained on: <script>alert(1)</script>" in " ".join(elements.words)
 
 
+def test_a_unit_cannot_become_an_element(tmp_path):
+    coarse, fine, _ = scene(shape=(16, 64, 64))
+    where = grid(coarse.shape, unit="<b>$_$</b>")
+    made = compare(volume(coarse, where), volume(fine, where.finer(FACTOR)), tile=TILE)
+    elements = Elements(write_report(made, tmp_path / "r.html").read_text("utf-8"))
+    assert not elements.of("b")
+    assert "<b>$_$</b>" in " ".join(elements.words)
+
+
 def test_self_check_and_training_curve_come_from_the_model_beside_the_output(tmp_path):
     coarse, fine, _ = scene(shape=(16, 64, 64))
     model = tiny(FACTOR)
