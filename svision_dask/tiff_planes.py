@@ -7,13 +7,15 @@ in a file and nothing stays open.
 from __future__ import annotations
 
 import math
+import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby, product
 from pathlib import Path
 from typing import IO, Any
+from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +33,8 @@ Range = tuple[int, int]
 _UNDESCRIBED = ("generic", "uniform", "")
 """Kinds of series that tifffile makes from bare pages."""
 _INDICES_PER_PROCESS = 64
+MOST_PLANES = 10**7
+"""Of an OME-TIFF: the index alone takes some gigabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +99,10 @@ def series_number(path: str, series: int | str) -> int:
         return int(series)
     try:
         with tifffile.TiffFile(path) as file:
+            _check_declared(file, path)
             names = [each.name for each in file.series]
+    except ImageError:
+        raise
     except Exception as error:  # damaged files make tifffile raise nearly anything
         raise _unreadable(path, error) from error
     if names.count(series) != 1:
@@ -119,6 +126,7 @@ def _unreadable(path: str, error: Exception) -> ImageError:
 
 
 def _build_index(file: tifffile.TiffFile, path: str, position: int) -> PlaneIndex:
+    _check_declared(file, path)
     count = len(file.series)
     if not 0 <= position < count:
         raise ImageError(f"{path}: series {position} does not exist; the file has {count} series, counted from 0.")
@@ -127,6 +135,7 @@ def _build_index(file: tifffile.TiffFile, path: str, position: int) -> PlaneInde
     _check_pages(series, path)
     pages, offsets, sizes = _planes(series, path)
     keyframes = {page.parent.filehandle.path: page.keyframe for page in pages}
+    _check_beside(path, keyframes)
     numbers = {name: number for number, name in enumerate(keyframes)}
     # Where every plane is its rows one after the other, a few rows can be read without the rest.
     raw = all(page.is_final for page in keyframes.values()) and _are_consecutive(offsets, sizes)
@@ -145,6 +154,28 @@ def _build_index(file: tifffile.TiffFile, path: str, position: int) -> PlaneInde
     )
     _check_complete(index)
     return index
+
+
+def _check_declared(file: tifffile.TiffFile, path: str) -> None:
+    """Refuse OME-XML that declares more planes than there can be: tifffile takes memory for each before it looks."""
+    if not file.ome_metadata:
+        return
+    try:
+        declared = ElementTree.fromstring(file.ome_metadata).findall(".//{*}Pixels")
+    except ElementTree.ParseError:
+        return  # tifffile knows more about mending it
+    for pixels in declared:
+        planes = math.prod(int(pixels.get(f"Size{axis}", 1)) for axis in "ZCT")
+        if planes > MOST_PLANES:
+            raise ImageError(f"{path}: {planes} planes are declared; allowed are {MOST_PLANES}. Repair the metadata.")
+
+
+def _check_beside(path: str, files: Iterable[str]) -> None:
+    """Refuse an OME-TIFF that names files outside its folder: metadata must not open other files."""
+    folder = Path(os.path.normpath(Path(path).absolute())).parent  # a link is meant where it lies, not where it leads
+    for name in files:
+        if not Path(os.path.normpath(Path(name).absolute())).is_relative_to(folder):
+            raise ImageError(f"{path} names {name}, which lies outside its folder. Copy it there, and repair the name.")
 
 
 def _check_described(file: tifffile.TiffFile, series: tifffile.TiffPageSeries, path: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -147,6 +148,35 @@ def test_an_entry_of_a_zip_that_is_too_large_for_metadata_is_not_unpacked(tmp_pa
         held.writestr("zarr.json", bytes(2**26 + 1))
     with pytest.raises(ImageError, match="67108865 bytes of metadata"):
         open_volume(tmp_path / "a.zip")
+
+
+def write_ome(path: Path, planes: int, second: str) -> Path:
+    """An OME-TIFF whose second plane is in another file."""
+    named = "".join(
+        f'<TiffData FirstZ="{z}" IFD="0" PlaneCount="1"><UUID FileName="{name}">urn:uuid:{z}</UUID></TiffData>'
+        for z, name in enumerate((path.name, second))
+    )
+    sizes = f'SizeX="8" SizeY="8" SizeZ="{planes}" SizeC="1" SizeT="1"'
+    pixels = f'<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" {sizes}>{named}</Pixels>'
+    root = 'OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:0"'
+    xml = f'<?xml version="1.0" encoding="UTF-8"?><{root}><Image ID="Image:0">{pixels}</Image></OME>'
+    tifffile.imwrite(path, np.zeros((8, 8), "u2"), description=xml, metadata=None)
+    return path
+
+
+def test_an_ome_tiff_does_not_open_files_outside_its_folder(tmp_path):
+    (tmp_path / "in").mkdir()
+    for other in (tmp_path / "secret.tif", tmp_path / "in" / "beside.tif"):
+        tifffile.imwrite(other, np.full((8, 8), 4242, "u2"), metadata=None)
+    for name in ("../secret.tif", str(tmp_path / "secret.tif")):
+        with pytest.raises(ImageError, match="outside its folder"):
+            open_volume(write_ome(tmp_path / "in" / "a.ome.tif", 2, name))
+    assert open_volume(write_ome(tmp_path / "in" / "b.ome.tif", 2, "beside.tif")).grid.shape == (2, 8, 8)
+
+
+def test_an_ome_tiff_that_declares_any_number_of_planes_is_refused_before_they_are_listed(tmp_path):
+    with pytest.raises(ImageError, match="400000000 planes are declared"):
+        open_volume(write_ome(tmp_path / "a.ome.tif", 4 * 10**8, "b.tif"))
 
 
 def test_links_that_lead_out_of_the_image_are_not_followed(tmp_path):
