@@ -117,7 +117,7 @@ def _verdict(comparison: Comparison) -> Iterator[str]:
     for text in comparison.warnings:
         yield f'<p class="warning" role="note">Warning: {escape(text)}</p>'
     if not comparison.warnings:
-        yield "<p>No warnings: no drift, saturation, shift or seam was found.</p>"
+        yield "<p>No warnings from what could be measured; what could not is below the figures.</p>"
 
 
 def _self_check_words(provenance: Mapping[str, Any]) -> str:

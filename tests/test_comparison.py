@@ -50,7 +50,7 @@ def scene(seed=0, shape=SHAPE, factor=FACTOR):
 
 def compared(coarse, fine, truth=None, *, factor=FACTOR, **options):
     where = grid(coarse.shape)
-    options = {"tile": TILE, **options}
+    options = {"tile": TILE, "degrade": "cubic", **options}
     reference = None if truth is None else volume(truth, where.finer(factor))
     return compare(volume(coarse, where), volume(fine, where.finer(factor)), reference=reference, **options)
 
@@ -114,6 +114,11 @@ def test_without_a_fault_there_is_no_warning():
     assert found.warnings == ()
     assert found.figures["seam"]["p"] > 0.05
     assert max(map(abs, found.figures["shift"]["voxels"].values())) <= 0.1
+
+
+def test_a_reduction_that_nobody_named_is_warned_of():
+    coarse, fine, _ = scene(shape=(16, 64, 64))
+    assert any("taken to be cubic" in text for text in compared(coarse, fine, degrade=None).warnings)
 
 
 def test_a_seam_of_two_percent_in_one_tile_face_is_warned_of_with_its_place(small_blocks):
