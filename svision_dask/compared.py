@@ -29,6 +29,7 @@ SAME_SPACING = 1e-3
 """Relative; files round their spacing."""
 MOST_SHIFT = 0.1
 """Fine voxels by which AFTER may lie elsewhere than its shape says."""
+ASSUMED = "AFTER does not say how coarse voxels came about, which is taken to be cubic; --degrade says otherwise"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +154,8 @@ def find_compared(
     model = _model(fine, provenance)
     how = _degradation(degrade, provenance, model)
     warnings = [*_misplaced(coarse, fine, factor, how or CUBIC), *_unpicked(coarse, channel, time)]
+    if degrade is None and model is None and _known_degradation(provenance) is None:
+        warnings.append(ASSUMED)
     if truth is not None:
         warnings += _check_reference(fine, truth)
     return Compared(
@@ -282,11 +285,15 @@ def _degradation(kind: Degrade | None, provenance: Mapping[str, Any], model: Mod
         return degradation_of(kind, None)
     if model is not None:
         return model.architecture.stages[0].degradation
-    trained = provenance.get("training")
-    known = trained.get("degradation") if isinstance(trained, Mapping) else None
+    known = _known_degradation(provenance)
     if kind == "psf" or known == "psf":  # the file of the model has it, and is not there
         return None
     return degradation_of(known, None) if known in ("box", "point") else CUBIC
+
+
+def _known_degradation(provenance: Mapping[str, Any]) -> Any:
+    trained = provenance.get("training")
+    return trained.get("degradation") if isinstance(trained, Mapping) else None
 
 
 def _cuts(after: Stack, tile: Mapping[str, int] | None, provenance: Mapping[str, Any]) -> Cuts | None:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from svision_dask import fineness
 from svision_dask.compared import Compared, described, find_compared
 from svision_dask.degradation import Degrade
+from svision_dask.errors import UsageError
 from svision_dask.geometry import SPATIAL, Shape
-from svision_dask.metrics import BORDER, check_range
+from svision_dask.metrics import BORDER, WINDOW, check_range, ssim_window
 from svision_dask.scan import OUTLIERS, Ranges, Scan, find_ranges, place_at
 from svision_dask.seams import SeamScore
 from svision_dask.volume import Box
@@ -201,14 +202,24 @@ def _fidelity_figures(scan: Scan, width: float, absent: dict[str, str]) -> dict[
             absent[f"{prefix}psnr"] = "it equals the reference, so that there is no error to compare with the range"
         else:
             rows[name]["psnr"] = psnr
-    total = len(scan.blocks)
+    total, window = len(scan.blocks), _window(scan.compared.after.shape)
     measured = {
         "blocks": len(scan.sampled),
         "of": total,
         "border": BORDER,
-        "definition": "10·log10(range² / mean squared error) in dB; mean structural similarity, windows of 7 voxels",
+        "window": window,
+        "definition": "10·log10(range² / mean squared error) in dB; mean structural similarity, "
+        f"windows of {window} voxels",
     }
     return {**rows.pop("after"), **rows, "fidelity": measured}
+
+
+def _window(shape: Shape) -> int:
+    """Voxels along each side of the window of SSIM; of volumes too small for any, those of larger ones."""
+    try:
+        return ssim_window(shape)
+    except UsageError:
+        return WINDOW
 
 
 def _consistency_figures(scan: Scan, width: float, place: Box, absent: dict[str, str]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ ROWS = (
 """Key, name, unit and definition of each row of the table of figures."""
 DEFINITIONS = {
     "psnr": "10·log₁₀(range² / mean squared error against the reference); 2 voxels at the faces left out",
-    "ssim": "mean structural similarity with the reference, 1 for equal volumes; windows of 7 voxels",
+    "ssim": "mean structural similarity with the reference, 1 for equal volumes; windows of {window} voxels",
     "frc": "period of the finest detail that AFTER and the reference share: their correlation falls below 1/7",
     "one": "period at which halves of BEFORE that share no voxel no longer correlate by 1/7",
     "decorrelation": "period of the highest frequency that is not noise alone",
@@ -117,7 +117,7 @@ def _verdict(comparison: Comparison) -> Iterator[str]:
     for text in comparison.warnings:
         yield f'<p class="warning" role="note">Warning: {escape(text)}</p>'
     if not comparison.warnings:
-        yield "<p>No warnings: no drift, saturation, shift or seam was found.</p>"
+        yield "<p>No warnings from what could be measured; what could not is below the figures.</p>"
 
 
 def _self_check_words(provenance: Mapping[str, Any]) -> str:
@@ -139,6 +139,7 @@ def _table(comparison: Comparison) -> Iterator[str]:
     yield f"<table><caption>{caption}</caption>"
     yield "<thead><tr><th scope='col'>Figure</th><th scope='col'>Value</th><th scope='col'>Definition</th></tr></thead>"
     yield "<tbody>"
+    window = comparison.figures.get("fidelity", {}).get("window")
     for key, name, unit, definition in ROWS:
         value = _found(comparison.figures, key)
         if value is not None:
@@ -146,7 +147,8 @@ def _table(comparison: Comparison) -> Iterator[str]:
             text = f"{value:.4g} {label}".strip()
             if _found(comparison.figures, key.rsplit(".", 1)[0] + ".at_limit"):
                 text = f"≤ {text}"
-            cells = f"<td class='number'>{escape(text)}</td><td>{escape(DEFINITIONS[definition])}</td>"
+            meaning = escape(DEFINITIONS[definition].format(window=window))
+            cells = f"<td class='number'>{escape(text)}</td><td>{meaning}</td>"
             yield f"<tr><th scope='row'>{escape(name)}</th>{cells}</tr>"
     yield from _bead_rows(comparison)
     yield "</tbody></table>"

@@ -73,7 +73,11 @@ class _Handler(BaseHTTPRequestHandler):
         if start >= stop and given:
             self._head(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, {"Content-Length": "0"})
             return
-        content = _read(file, start, stop) if with_content else b""
+        try:
+            content = _read(file, start, stop) if with_content else b""
+        except OSError:  # gone since, or not to be read
+            self._head(HTTPStatus.NOT_FOUND, {"Content-Length": "0"})
+            return
         headers = {"Content-Length": str(stop - start), "Accept-Ranges": "bytes"}
         if given:
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
@@ -101,7 +105,17 @@ class _Handler(BaseHTTPRequestHandler):
         file: Location = self.images[name]
         for part in parts:
             file = file / part
-        return file
+        return file if _is_inside(file, self.images[name]) else None
+
+
+def _is_inside(file: Location, image: Location) -> bool:
+    """Whether a file is the image's own: links may lead anywhere."""
+    if isinstance(file, Remote) or isinstance(image, Remote):
+        return True
+    try:
+        return file.resolve().is_relative_to(image.resolve())
+    except (OSError, RuntimeError):  # links that go round
+        return False
 
 
 def _size(file: Location) -> int | None:

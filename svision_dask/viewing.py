@@ -165,7 +165,8 @@ def view(before: str | Location, after: str | Location | None = None) -> View:
     """
     neuroglancer = _neuroglancer()
     places = {"before": located(before)} | ({} if after is None else {"after": located(after)})
-    server = ImageServer(places)
+    stored = {name: p for name, p in places.items() if isinstance(p, Remote) or is_omezarr(p)}
+    server = ImageServer(stored)  # the folder of a TIFF holds what nobody asked for
     try:
         layers: dict[str, _Layer] = {}
         for name, place in places.items():

@@ -50,7 +50,7 @@ def scene(seed=0, shape=SHAPE, factor=FACTOR):
 
 def compared(coarse, fine, truth=None, *, factor=FACTOR, **options):
     where = grid(coarse.shape)
-    options = {"tile": TILE, **options}
+    options = {"tile": TILE, "degrade": "cubic", **options}
     reference = None if truth is None else volume(truth, where.finer(factor))
     return compare(volume(coarse, where), volume(fine, where.finer(factor)), reference=reference, **options)
 
@@ -114,6 +114,11 @@ def test_without_a_fault_there_is_no_warning():
     assert found.warnings == ()
     assert found.figures["seam"]["p"] > 0.05
     assert max(map(abs, found.figures["shift"]["voxels"].values())) <= 0.1
+
+
+def test_a_reduction_that_nobody_named_is_warned_of():
+    coarse, fine, _ = scene(shape=(16, 64, 64))
+    assert any("taken to be cubic" in text for text in compared(coarse, fine, degrade=None).warnings)
 
 
 def test_a_seam_of_two_percent_in_one_tile_face_is_warned_of_with_its_place(small_blocks):
@@ -202,7 +207,8 @@ def test_a_translation_that_is_shifted_is_refused_with_its_size(tmp_path):
     path = stored(tmp_path / "a.ome.zarr", fine, wrong, {})
     with pytest.raises(ImageError, match=r"begins at x = 11.1 micrometer, which is \+1.00 fine voxels from 10.9"):
         compare(volume(coarse, where), path)
-    assert compare(volume(coarse, where), stored(tmp_path / "b.ome.zarr", fine, where.finer(FACTOR), {})).warnings == ()
+    right = stored(tmp_path / "b.ome.zarr", fine, where.finer(FACTOR), {})
+    assert compare(volume(coarse, where), right, degrade="cubic").warnings == ()
 
 
 def test_points_begin_elsewhere_than_areas_and_their_reduction_is_another(tmp_path):

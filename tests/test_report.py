@@ -132,6 +132,14 @@ def test_names_and_warnings_cannot_become_elements(tmp_path):
     assert "unlike the volume that the model was trained on: <script>alert(1)</script>" in " ".join(elements.words)
 
 
+def test_the_window_of_ssim_is_named_where_a_thin_volume_has_a_smaller_one(tmp_path):
+    coarse, fine, truth = scene(shape=(8, 64, 64))
+    made = compared(coarse, fine, truth)
+    assert made.figures["fidelity"]["window"] == 3  # four planes are inside the border
+    assert "windows of 3 voxels" in made.figures["fidelity"]["definition"]
+    assert "windows of 3 voxels" in write_report(made, tmp_path / "r.html").read_text("utf-8")
+
+
 def test_a_unit_cannot_become_an_element(tmp_path):
     coarse, fine, _ = scene(shape=(16, 64, 64))
     where = grid(coarse.shape, unit="<b>$_$</b>")

@@ -7,6 +7,7 @@ import urllib.request
 
 import pytest
 
+from svision_dask import serving
 from svision_dask.locations import located
 from svision_dask.serving import HOST, ImageServer
 from tests.servers import serve_folder
@@ -63,6 +64,23 @@ def test_what_is_no_file_inside_the_image_is_not_there(served, path):
     with pytest.raises(urllib.error.HTTPError) as error:
         ask(served.url("after") + path)
     assert error.value.code == 404
+    error.value.close()
+
+
+def test_links_out_of_the_image_and_files_that_cannot_be_read_are_not_there(served, tmp_path, monkeypatch):
+    (tmp_path / "a.zarr" / "out").symlink_to(tmp_path / "secret")
+    (tmp_path / "a.zarr" / "in").symlink_to(tmp_path / "a.zarr" / "0")
+    assert ask(served.url("after") + "in/c/1")[1] == CONTENT
+    with pytest.raises(urllib.error.HTTPError, match="404") as error:
+        ask(served.url("after") + "out")
+    error.value.close()
+
+    def gone(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(serving, "_read", gone)
+    with pytest.raises(urllib.error.HTTPError, match="404") as error:
+        ask(served.url("after") + "0/c/1")
     error.value.close()
 
 
