@@ -17,12 +17,12 @@ from quality import as_volume, refined
 from rows import RESULTS, SEEDS, Row, Rows, collect, spread
 from volumes import TUNING, Case, beads_x2
 
-from svision_dask.architecture import Architecture, architecture
-from svision_dask.fitting import SETTINGS, TrainSettings
 from svision_dask.geometry import parse_factor
 from svision_dask.metrics import psnr, ssim
-from svision_dask.sample import Sample, read_sample
-from svision_dask.training import design_for, train_on_sample
+from svision_dask.network.architecture import Architecture, architecture
+from svision_dask.training.fitting import SETTINGS, TrainSettings
+from svision_dask.training.sample import Sample, read_sample
+from svision_dask.training.train import design_for, train_on_sample
 
 Choice = Callable[[Architecture, TrainSettings], tuple[Architecture, TrainSettings]]
 

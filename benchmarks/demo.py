@@ -18,7 +18,7 @@ from typing import Any
 
 from environment import environment
 
-from svision_dask.demo import SHAPE, DemoResult, run_demo
+from svision_dask.simulation.demo import SHAPE, DemoResult, run_demo
 
 RESULTS = Path(__file__).parent / "results" / "demo.json"
 

@@ -24,17 +24,17 @@ from environment import environment
 from memory import ramp_volume, small_model
 from rows import RESULTS
 
-from svision_dask.architecture import PRESETS
 from svision_dask.backend import PRECISIONS, Backend, Device
-from svision_dask.cluster import local_client, this_machine
-from svision_dask.enhancement import enhance
 from svision_dask.geometry import Grid
 from svision_dask.metrics import psnr
-from svision_dask.model import Model
-from svision_dask.pipeline import enhance_to_zarr, plan_volume
+from svision_dask.network.architecture import PRESETS
+from svision_dask.network.model import Model
 from svision_dask.plan import Wishes
-from svision_dask.simulate import Phantom
-from svision_dask.training import train
+from svision_dask.running.cluster import local_client, this_machine
+from svision_dask.running.enhancement import enhance
+from svision_dask.running.pipeline import enhance_to_zarr, plan_volume
+from svision_dask.simulation.simulate import Phantom
+from svision_dask.training.train import train
 from svision_dask.volume import Volume, mirror_pad
 
 REPEATS = 5

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 
 from svision_dask.degradation import CUBIC
-from svision_dask.model import Model
-from svision_dask.network import interleave
+from svision_dask.network.layers import interleave
+from svision_dask.network.model import Model
 from svision_dask.volume import mirror
 
 Voxels = npt.NDArray[np.float32]

@@ -25,17 +25,17 @@ import torch
 from rows import RESULTS, SEEDS, Row, Rows, collect, spread
 from volumes import DECIMATED, TUNING, UNTOUCHED, VOLUMES, Case
 
-from svision_dask.architecture import Preset, StageSpec
-from svision_dask.baselines import cubic, cubic_back_projected
-from svision_dask.exam import Exam
-from svision_dask.fitting import SETTINGS, train_stage
 from svision_dask.geometry import Grid, parse_factor
+from svision_dask.judging.resolution import fsc_resolution
 from svision_dask.metrics import psnr, ssim
-from svision_dask.model import Model, Normalisation
-from svision_dask.pairs import Pairs, Scale
-from svision_dask.resolution import fsc_resolution
-from svision_dask.stage import Stage
-from svision_dask.training import design_for, train
+from svision_dask.network.architecture import Preset, StageSpec
+from svision_dask.network.baselines import cubic, cubic_back_projected
+from svision_dask.network.model import Model, Normalisation
+from svision_dask.network.stage import Stage
+from svision_dask.training.exam import Exam
+from svision_dask.training.fitting import SETTINGS, train_stage
+from svision_dask.training.pairs import Pairs, Scale
+from svision_dask.training.train import design_for, train
 from svision_dask.volume import Volume, mirror_pad
 
 Voxels = npt.NDArray[np.float32]

@@ -24,14 +24,14 @@ from environment import environment
 from memory import Ramp, peak_bytes, ramp_volume, small_model
 from rows import RESULTS
 
-from svision_dask.cluster import local_client, this_machine
 from svision_dask.geometry import Grid, Region, Regions
-from svision_dask.ledger import Receipt, claim
-from svision_dask.model import Model
-from svision_dask.omezarr_write import create_store
-from svision_dask.pipeline import enhance_to_zarr, plan_volume
+from svision_dask.network.model import Model
+from svision_dask.omezarr.write import create_store
 from svision_dask.plan import Plan, Wishes
-from svision_dask.regions import EnhanceTask, RegionTask, run_regions
+from svision_dask.running.cluster import local_client, this_machine
+from svision_dask.running.ledger import Receipt, claim
+from svision_dask.running.pipeline import enhance_to_zarr, plan_volume
+from svision_dask.running.regions import EnhanceTask, RegionTask, run_regions
 from svision_dask.volume import Volume
 
 MIB = 2**20
@@ -197,7 +197,7 @@ def share(folder: Path) -> dict[str, Any]:
 
 def _load(task: EnhanceTask) -> None:
     """Import what a worker needs, and load the model, before the clock starts."""
-    from svision_dask.model import load_model_once
+    from svision_dask.network.model import load_model_once
 
     load_model_once(task.model_path, task.model_digest).refine(np.zeros((30, 30, 30), np.float32))
 
@@ -206,7 +206,7 @@ def _tiles(task: EnhanceTask) -> float:
     """Make one tile again and again, in memory; returns seconds."""
     import torch
 
-    from svision_dask.model import load_model_once
+    from svision_dask.network.model import load_model_once
 
     torch.set_num_threads(1)
     model = load_model_once(task.model_path, task.model_digest)

@@ -19,11 +19,11 @@ from quality import as_volume, refined
 from rows import RESULTS, SEEDS, Row, Rows, collect
 from volumes import VOLUMES, Case, phantom
 
-from svision_dask.baselines import cubic_back_projected
 from svision_dask.errors import SampleError
 from svision_dask.metrics import psnr
-from svision_dask.sample import informative_box
-from svision_dask.training import train
+from svision_dask.network.baselines import cubic_back_projected
+from svision_dask.training.sample import informative_box
+from svision_dask.training.train import train
 
 EXTENTS = ((8, 16, 16), (12, 24, 24), (16, 32, 32), (24, 48, 48), (32, 64, 64), (48, 96, 96), (96, 256, 256))
 """Coarse voxels (z, y, x) of the samples, at most."""

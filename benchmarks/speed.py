@@ -33,17 +33,17 @@ from rows import RESULTS
 from scipy.ndimage import zoom
 from volumes import DATA
 
-from svision_dask.architecture import PRESETS, Architecture, Preset, network_axes
 from svision_dask.backend import Backend, Precision, best_precision
-from svision_dask.cluster import local_client
-from svision_dask.enhancement import enhance
-from svision_dask.formats import open_volume
 from svision_dask.geometry import SPATIAL
-from svision_dask.model import Model, load_model
-from svision_dask.pipeline import copy_to_zarr, enhance_to_zarr, plan_volume
+from svision_dask.network.architecture import PRESETS, Architecture, Preset, network_axes
+from svision_dask.network.model import Model, load_model
+from svision_dask.opening.formats import open_volume
 from svision_dask.plan import Wishes
-from svision_dask.simulate import Phantom
-from svision_dask.training import train
+from svision_dask.running.cluster import local_client
+from svision_dask.running.enhancement import enhance
+from svision_dask.running.pipeline import copy_to_zarr, enhance_to_zarr, plan_volume
+from svision_dask.simulation.simulate import Phantom
+from svision_dask.training.train import train
 from svision_dask.volume import mirror_pad
 
 Voxels = npt.NDArray[Any]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from svision_dask.beads import alone, nearest, peaks, well_inside, widths
+from svision_dask.judging.beads import alone, nearest, peaks, well_inside, widths
 
 Voxels = npt.NDArray[np.float32]
 

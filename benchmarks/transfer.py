@@ -19,11 +19,11 @@ from quality import as_volume, refined
 from rows import RESULTS, SEEDS, Row, Rows, collect, spread
 from volumes import VOLUMES, Case, beads_x2, rods_x2
 
-from svision_dask.baselines import cubic_back_projected
-from svision_dask.drift import drift, renormalised
 from svision_dask.metrics import psnr, ssim
-from svision_dask.model import Model
-from svision_dask.training import train
+from svision_dask.network.baselines import cubic_back_projected
+from svision_dask.network.model import Model
+from svision_dask.training.drift import drift, renormalised
+from svision_dask.training.train import train
 
 CASES: Mapping[str, Callable[[], Case]] = {**VOLUMES, "beads ×2": beads_x2, "rods ×2": rods_x2}
 GROUPS: Mapping[str, tuple[str, ...]] = {

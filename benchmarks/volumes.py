@@ -21,10 +21,10 @@ from scipy.ndimage import gaussian_filter
 from spots import judge_beads, judge_spines
 from tifffile import imread
 
-from svision_dask.baselines import reduced
 from svision_dask.degradation import CUBIC, Degradation, Degrade
 from svision_dask.geometry import Factor
-from svision_dask.simulate import Phantom
+from svision_dask.network.baselines import reduced
+from svision_dask.simulation.simulate import Phantom
 
 Voxels = npt.NDArray[np.float32]
 

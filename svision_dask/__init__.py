@@ -13,42 +13,42 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from svision_dask.backend import Backend
-    from svision_dask.comparison import Comparison, compare
-    from svision_dask.enhancement import enhance
     from svision_dask.errors import SvisionError
-    from svision_dask.formats import open_volume, stack_channels
     from svision_dask.geometry import Grid
-    from svision_dask.model import Model, load_model
-    from svision_dask.pipeline import Report, copy_to_zarr, enhance_to_zarr, plan_volume
+    from svision_dask.judging.comparison import Comparison, compare
+    from svision_dask.judging.report import write_report
+    from svision_dask.judging.viewing import View, view
+    from svision_dask.network.model import Model, load_model
+    from svision_dask.opening.formats import open_volume, stack_channels
     from svision_dask.plan import Plan
-    from svision_dask.report import write_report
-    from svision_dask.training import train
-    from svision_dask.verification import verify
-    from svision_dask.viewing import View, view
+    from svision_dask.running.enhancement import enhance
+    from svision_dask.running.pipeline import Report, copy_to_zarr, enhance_to_zarr, plan_volume
+    from svision_dask.running.verification import verify
+    from svision_dask.training.train import train
     from svision_dask.volume import Volume
 
 _HOMES = {
     "Backend": "backend",
-    "Comparison": "comparison",
+    "Comparison": "judging.comparison",
     "Grid": "geometry",
-    "Model": "model",
+    "Model": "network.model",
     "Plan": "plan",
-    "Report": "pipeline",
+    "Report": "running.pipeline",
     "SvisionError": "errors",
-    "View": "viewing",
+    "View": "judging.viewing",
     "Volume": "volume",
-    "compare": "comparison",
-    "copy_to_zarr": "pipeline",
-    "enhance": "enhancement",
-    "enhance_to_zarr": "pipeline",
-    "load_model": "model",
-    "open_volume": "formats",
-    "plan_volume": "pipeline",
-    "stack_channels": "formats",
-    "train": "training",
-    "verify": "verification",
-    "view": "viewing",
-    "write_report": "report",
+    "compare": "judging.comparison",
+    "copy_to_zarr": "running.pipeline",
+    "enhance": "running.enhancement",
+    "enhance_to_zarr": "running.pipeline",
+    "load_model": "network.model",
+    "open_volume": "opening.formats",
+    "plan_volume": "running.pipeline",
+    "stack_channels": "opening.formats",
+    "train": "training.train",
+    "verify": "running.verification",
+    "view": "judging.viewing",
+    "write_report": "judging.report",
 }
 
 __all__ = [

@@ -1,5 +1,5 @@
 """``python -m svision_dask``."""
 
-from svision_dask.cli import main
+from svision_dask.commands.cli import main
 
 main(prog_name="svision-dask")

@@ -29,7 +29,7 @@ class Codec:
         """Spell it as the compressors of a zarr array; in zarr v3, with a checksum where the codec has none.
 
         Without a checksum, flipped bits come back as voxels. In zarr v2, blosc and none have no place for one;
-        ``omezarr_write.open_level`` adds that of zstd.
+        ``omezarr.write.open_level`` adds that of zstd.
         """
         if zarr_format == 2:
             return _V2[self.name](self.level)

@@ -13,7 +13,7 @@ import numpy as np
 import tifffile
 from click.testing import CliRunner
 
-from svision_dask.cli import main
+from svision_dask.commands.cli import main
 
 PROGRAM = (sys.executable, "-m", "svision_dask")
 

@@ -7,10 +7,10 @@ from functools import cache
 
 import torch
 
-from svision_dask.architecture import Architecture, Layer, StageSpec, architecture
 from svision_dask.degradation import CUBIC, Degradation
-from svision_dask.model import Model, Normalisation
-from svision_dask.stage import Stage
+from svision_dask.network.architecture import Architecture, Layer, StageSpec, architecture
+from svision_dask.network.model import Model, Normalisation
+from svision_dask.network.stage import Stage
 
 
 def untrained(design: Architecture, *, channels: int = 1, seed: int = 0) -> Model:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svision_dask.architecture import (
+from svision_dask.errors import ModelError, UsageError
+from svision_dask.network.architecture import (
     MAX_PARAMETERS,
     PRESETS,
     TENSOR_LIMIT,
@@ -22,8 +23,7 @@ from svision_dask.architecture import (
     stage_factors,
     stage_reach,
 )
-from svision_dask.errors import ModelError, UsageError
-from svision_dask.stage import Stage
+from svision_dask.network.stage import Stage
 
 FACTORS = {
     "zyx": [(2, 2, 2), (1, 2, 2), (2, 1, 1), (4, 4, 4), (1, 4, 4), (2, 4, 1)],
@@ -216,7 +216,7 @@ MEASURE = """
 import sys
 import numpy as np, torch
 from tests.models import untrained
-from svision_dask.architecture import architecture
+from svision_dask.network.architecture import architecture
 from svision_dask.backend import Backend
 
 def memory(key):

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svision_dask.arguments import parse_box, parse_lengths, parse_numbers, parse_size, parse_tolerance
 from svision_dask.errors import UsageError
+from svision_dask.running.arguments import parse_box, parse_lengths, parse_numbers, parse_size, parse_tolerance
 
 NO_NUMBERS = ["", "two", "nan", "inf", "-inf", "1e999", "1,,2", "2,", "1,two", "z=", "z=two", "z=nan"]
 NO_NAMES = ["z=1,2", "z=1,z=2", "z=1, z=2", "=2", "z=1,,x=2"]

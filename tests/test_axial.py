@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from svision_dask.axial import SPREAD, lateral_pairs, lateral_zoom
 from svision_dask.degradation import CUBIC
 from svision_dask.errors import SampleError
-from svision_dask.noise_estimate import SILENT, Noise
+from svision_dask.training.axial import SPREAD, lateral_pairs, lateral_zoom
+from svision_dask.training.noise_estimate import SILENT, Noise
 
 
 def structure(sigmas: tuple[float, float, float], shape: tuple[int, int, int] = (32, 64, 64)) -> np.ndarray:

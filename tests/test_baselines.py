@@ -7,11 +7,11 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from svision_dask.architecture import architecture
-from svision_dask.baselines import best_smoothed, cubic, cubic_back_projected
 from svision_dask.errors import UsageError
-from svision_dask.simulate import keys_taps
-from svision_dask.stage import Stage
+from svision_dask.network.architecture import architecture
+from svision_dask.network.baselines import best_smoothed, cubic, cubic_back_projected
+from svision_dask.network.stage import Stage
+from svision_dask.simulation.simulate import keys_taps
 from svision_dask.volume import mirror, mirror_pad
 
 COARSE = np.random.default_rng(0).normal(100, 20, (5, 7, 6)).astype(np.float32)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from svision_dask.beads import alone, nearest, peaks, well_inside, widths
-from svision_dask.psf import FWHM_OF_SIGMA
+from svision_dask.judging.beads import alone, nearest, peaks, well_inside, widths
+from svision_dask.training.psf import FWHM_OF_SIGMA
 
 SHAPE = (40, 48, 56)
 

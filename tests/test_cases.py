@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from svision_dask.errors import ImageError
-from svision_dask.formats import open_volume
 from svision_dask.geometry import SPATIAL
+from svision_dask.opening.formats import open_volume
 
 DATA = Path(os.environ.get("SVISION_DATA", Path(__file__).parents[2] / "shared" / "data"))
 UNNAMED = "QI"

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from svision_dask.charts import COLOURS, INK, Line, draw_lines, draw_map
+from svision_dask.judging.charts import COLOURS, INK, Line, draw_lines, draw_map
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -16,14 +16,14 @@ import psutil
 import pytest
 import zarr
 
-from svision_dask import training
-from svision_dask.arguments import parse_tolerance
 from svision_dask.backend import Backend, best_precision
-from svision_dask.cli import main
-from svision_dask.formats import open_volume
-from svision_dask.given import LEARNING
-from svision_dask.model import load_model
-from svision_dask.omezarr import describe_omezarr
+from svision_dask.commands.cli import main
+from svision_dask.commands.given import LEARNING
+from svision_dask.network.model import load_model
+from svision_dask.omezarr.read import describe_omezarr
+from svision_dask.opening.formats import open_volume
+from svision_dask.running.arguments import parse_tolerance
+from svision_dask.training import train as training
 from svision_dask.volume import mirror_pad
 from tests.commands import PROGRAM, Outcome, environment, finish, run, start, textured, tree, write_tiff
 from tests.models import tiny
@@ -66,7 +66,7 @@ def voxels(path: Path, level: int = 0) -> np.ndarray:
 def test_help_imports_nothing_heavy():
     code = f"""
 import contextlib, io, sys
-from svision_dask.cli import main
+from svision_dask.commands.cli import main
 for arguments in ([], *([name] for name in main.commands)):
     with contextlib.redirect_stdout(io.StringIO()) as help:
         main([*arguments, "--help"], standalone_mode=False)

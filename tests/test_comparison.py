@@ -11,14 +11,14 @@ import pytest
 import tifffile
 from scipy.ndimage import gaussian_filter
 
-from svision_dask import scan
-from svision_dask.baselines import cubic, cubic_back_projected, reduced
-from svision_dask.comparison import compare
 from svision_dask.degradation import Degradation
 from svision_dask.errors import ImageError, UsageError
 from svision_dask.geometry import Grid
+from svision_dask.judging import scan
+from svision_dask.judging.comparison import compare
 from svision_dask.metrics import psnr, ssim
-from svision_dask.omezarr_write import create_store, open_level, publish
+from svision_dask.network.baselines import cubic, cubic_back_projected, reduced
+from svision_dask.omezarr.write import create_store, open_level, publish
 from svision_dask.volume import Volume
 from tests.commands import run
 

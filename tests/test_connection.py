@@ -18,13 +18,13 @@ import pytest
 import zarr
 from distributed.security import Security
 
-from svision_dask import connection
-from svision_dask.cluster import local_client, wishes_here
-from svision_dask.connection import Connection, slurm_job
 from svision_dask.errors import ClusterError, UsageError
-from svision_dask.formats import open_volume
+from svision_dask.opening.formats import open_volume
 from svision_dask.plan import Machine, Wishes
-from svision_dask.preflight import PACKAGES, Crew, Worker, inspect_workers, versions_here
+from svision_dask.running import connection
+from svision_dask.running.cluster import local_client, wishes_here
+from svision_dask.running.connection import Connection, slurm_job
+from svision_dask.running.preflight import PACKAGES, Crew, Worker, inspect_workers, versions_here
 from svision_dask.workload import GPU_SEATS
 from tests.commands import run, textured, write_tiff
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from svision_dask import console
-from svision_dask.console import image_facts, image_lines, plan_lines, progress
-from svision_dask.formats import open_volume
+from svision_dask.commands import console
+from svision_dask.commands.console import image_facts, image_lines, plan_lines, progress
 from svision_dask.geometry import Grid
-from svision_dask.omezarr import describe_omezarr
-from svision_dask.omezarr_write import create_store, publish
+from svision_dask.omezarr.read import describe_omezarr
+from svision_dask.omezarr.write import create_store, publish
+from svision_dask.opening.formats import open_volume
 from svision_dask.plan import Machine, plan_enhancement
 from svision_dask.volume import Shown
 from tests.commands import run, textured, write_tiff
@@ -28,7 +28,7 @@ GRID = Grid(
 STOPPED_WHILE_CLOSING = """
 import os, signal
 import click
-from svision_dask.console import Commands
+from svision_dask.commands.console import Commands
 
 @click.group(cls=Commands)
 def main(): ...

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from svision_dask.demo import MEASURED, RESULTS, TRUTH, run_demo
 from svision_dask.errors import OutputError, UsageError
-from svision_dask.formats import open_volume
 from svision_dask.metrics import psnr
-from svision_dask.simulate import Phantom
+from svision_dask.opening.formats import open_volume
+from svision_dask.simulation.demo import MEASURED, RESULTS, TRUTH, run_demo
+from svision_dask.simulation.simulate import Phantom
 
 SMALL = {"shape": (64, 128, 128), "steps": 200}
 TINY = {"shape": (32, 64, 64), "steps": 3}

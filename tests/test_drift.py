@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from svision_dask.drift import DriftWarning, drift, renormalised
 from svision_dask.errors import SampleError
-from svision_dask.model import Model
-from svision_dask.omezarr import read_provenance
-from svision_dask.pipeline import enhance_to_zarr
-from svision_dask.training import train
+from svision_dask.network.model import Model
+from svision_dask.omezarr.read import read_provenance
+from svision_dask.running.pipeline import enhance_to_zarr
+from svision_dask.training.drift import DriftWarning, drift, renormalised
+from svision_dask.training.train import train
 from svision_dask.volume import Volume
 from tests.commands import run, textured, write_tiff
 from tests.models import tiny

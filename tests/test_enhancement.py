@@ -14,12 +14,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from svision_dask import enhancement
 from svision_dask.backend import CPU, Backend
-from svision_dask.enhancement import ManyTilesWarning, cast, enhance
 from svision_dask.errors import ImageError, ModelError, PlanError
 from svision_dask.geometry import Grid
-from svision_dask.model import Model, load_model
+from svision_dask.network.model import Model, load_model
+from svision_dask.running import enhancement
+from svision_dask.running.enhancement import ManyTilesWarning, cast, enhance
 from svision_dask.volume import Volume, mirror_pad
 from tests.models import WAYS, fast, tiny
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from svision_dask.architecture import architecture
-from svision_dask.baselines import cubic, cubic_back_projected, reduced
-from svision_dask.exam import BASELINE, Exam, Verdict
-from svision_dask.noise_estimate import SILENT
-from svision_dask.pairs import make_pairs
-from svision_dask.simulate import Phantom
-from svision_dask.stage import Stage
+from svision_dask.network.architecture import architecture
+from svision_dask.network.baselines import cubic, cubic_back_projected, reduced
+from svision_dask.network.stage import Stage
+from svision_dask.simulation.simulate import Phantom
+from svision_dask.training.exam import BASELINE, Exam, Verdict
+from svision_dask.training.noise_estimate import SILENT
+from svision_dask.training.pairs import make_pairs
 
 BOX = (slice(0, 32), slice(0, 64), slice(0, 64))
 FACTOR = (2, 2, 2)

@@ -22,12 +22,12 @@ import numpy as np
 import pytest
 import zarr
 
-from svision_dask import pipeline
-from svision_dask.cluster import local_client
-from svision_dask.ledger import Receipt
-from svision_dask.pipeline import enhance_to_zarr
-from svision_dask.regions import EnhanceTask
-from svision_dask.verification import verify
+from svision_dask.running import pipeline
+from svision_dask.running.cluster import local_client
+from svision_dask.running.ledger import Receipt
+from svision_dask.running.pipeline import enhance_to_zarr
+from svision_dask.running.regions import EnhanceTask
+from svision_dask.running.verification import verify
 from tests.commands import environment, finish, run, start, textured, write_tiff
 from tests.models import tiny
 from tests.test_connection import process, wait_for

@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import find_objects, label
 
 from svision_dask.errors import UsageError
-from svision_dask.figure import Panel, draw_comparison, informative_place, round_length
+from svision_dask.judging.figure import Panel, draw_comparison, informative_place, round_length
 
 PLACE = (slice(4, 8), slice(8, 24), slice(8, 24))
 

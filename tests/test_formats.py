@@ -10,9 +10,9 @@ import tifffile
 import zarr
 
 from svision_dask.errors import ImageError, UsageError
-from svision_dask.formats import open_volume, stack_channels
 from svision_dask.geometry import Grid
-from svision_dask.tiff import open_tiff
+from svision_dask.opening.formats import open_volume, stack_channels
+from svision_dask.tiff.read import open_tiff
 from svision_dask.volume import Volume
 
 

@@ -14,16 +14,16 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svision_dask.cluster import local_client
 from svision_dask.codec import parse_codec
 from svision_dask.errors import OutputError, PlanError, UsageError
-from svision_dask.formats import open_volume
 from svision_dask.geometry import Grid
-from svision_dask.labels import NearestSource
-from svision_dask.omezarr import describe_omezarr, list_levels, read_provenance
-from svision_dask.pipeline import copy_to_zarr, enhance_to_zarr, plan_volume
+from svision_dask.omezarr.labels import NearestSource
+from svision_dask.omezarr.read import describe_omezarr, list_levels, read_provenance
+from svision_dask.opening.formats import open_volume
 from svision_dask.plan import Wishes
-from svision_dask.verification import images_of
+from svision_dask.running.cluster import local_client
+from svision_dask.running.pipeline import copy_to_zarr, enhance_to_zarr, plan_volume
+from svision_dask.running.verification import images_of
 from tests.commands import run, textured
 from tests.models import fast
 
@@ -123,7 +123,7 @@ def test_labels_that_do_not_fit_are_refused_before_anything_is_computed(monkeypa
     def refuse(*_: Any) -> None:
         raise PlanError("labels do not fit")
 
-    monkeypatch.setattr("svision_dask.label_images.label_plan", refuse)
+    monkeypatch.setattr("svision_dask.running.label_images.label_plan", refuse)
     with pytest.raises(PlanError, match="labels do not fit"):
         plan_volume(volume, fast((1, 2, 2), channels=2).architecture)
     with pytest.raises(PlanError, match="labels do not fit"):
@@ -216,7 +216,7 @@ def test_labels_that_cannot_be_brought_along_are_named_and_the_image_is_made(cli
 
 
 def test_a_run_that_stopped_among_the_labels_goes_on_with_them(client, tmp_path, monkeypatch):
-    from svision_dask import image
+    from svision_dask.running import image
 
     entry = multiscale("zyx", SPACING[1:], ORIGIN[1:])
     source = write_image(tmp_path / "in.zarr", one=(label_voxels(), entry), two=(label_voxels()[::-1], entry))
@@ -361,7 +361,7 @@ def test_a_pyramid_that_cannot_be_matched_is_refused_before_any_work(tmp_path):
 
 
 def test_a_step_that_is_off_by_a_rounded_shape_is_taken_for_whole():
-    from svision_dask.pyramid import whole_steps
+    from svision_dask.omezarr.pyramid import whole_steps
 
     assert whole_steps([(1, 1), (2.016, 1.0), (4.03, 2.032)]) == ((2, 1), (2, 2))
     assert whole_steps([(1, 1), (1.5, 1.0)]) is None

@@ -11,7 +11,7 @@ import pytest
 
 from svision_dask.errors import OutputError
 from svision_dask.geometry import Regions
-from svision_dask.ledger import UNDONE, Receipt, claim, first_difference, read_record
+from svision_dask.running.ledger import UNDONE, Receipt, claim, first_difference, read_record
 
 pytestmark = pytest.mark.faults
 

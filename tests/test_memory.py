@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.memory import measure, ramp_volume, small_model
-from svision_dask.architecture import Architecture, Layer, StageSpec
+from svision_dask.network.architecture import Architecture, Layer, StageSpec
 from svision_dask.plan import Wishes
 from tests.models import untrained
 

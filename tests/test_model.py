@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from svision_dask.architecture import architecture
 from svision_dask.errors import ModelError, OutputError, UsageError
-from svision_dask.model import MAX_BYTES, Model, Normalisation, load_model, load_model_once
-from svision_dask.stage import Stage
+from svision_dask.network.architecture import architecture
+from svision_dask.network.model import MAX_BYTES, Model, Normalisation, load_model, load_model_once
+from svision_dask.network.stage import Stage
 from svision_dask.volume import mirror_pad
 from tests.models import fast, tiny, untrained
 
@@ -153,7 +153,7 @@ def test_a_model_loaded_for_a_plan_must_be_the_one_it_was_planned_with(tmp_path)
 SAVE_ON_A_SMALL_DISK = """
 import resource, sys
 from svision_dask.errors import OutputError
-from svision_dask.model import load_model
+from svision_dask.network.model import load_model
 model = load_model(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))  # no file can be longer than ten bytes
 try:

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from svision_dask.architecture import PRESETS, Layer, architecture
-from svision_dask.network import Network, interleave
+from svision_dask.network.architecture import PRESETS, Layer, architecture
+from svision_dask.network.layers import Network, interleave
 
 
 def network_of(preset: str, axes: str) -> Network:

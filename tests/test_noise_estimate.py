@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from svision_dask.baselines import reduced
-from svision_dask.noise_estimate import QUANTILE, QUANTILE_OF_NORMAL, SILENT, _roughness, estimate_noise
-from svision_dask.simulate import Phantom
+from svision_dask.network.baselines import reduced
+from svision_dask.simulation.simulate import Phantom
+from svision_dask.training.noise_estimate import QUANTILE, QUANTILE_OF_NORMAL, SILENT, _roughness, estimate_noise
 
 BOX = (slice(0, 32), slice(0, 128), slice(0, 128))
 

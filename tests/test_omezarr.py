@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from svision_dask.errors import ImageError
-from svision_dask.omezarr import describe_omezarr, is_omezarr, list_levels, open_omezarr, read_provenance
+from svision_dask.omezarr.read import describe_omezarr, is_omezarr, list_levels, open_omezarr, read_provenance
 
 TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
 

@@ -11,7 +11,7 @@ import pytest
 import zarr
 
 from svision_dask.errors import ImageError
-from svision_dask.formats import open_volume
+from svision_dask.opening.formats import open_volume
 
 VOXELS = np.arange(2 * 3 * 4 * 5 * 6, dtype="u2").reshape(2, 3, 4, 5, 6)
 

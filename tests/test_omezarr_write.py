@@ -17,10 +17,10 @@ import zarr
 
 from svision_dask.errors import ImageError, OutputError, PlanError, UsageError
 from svision_dask.geometry import Grid
-from svision_dask.omezarr import describe_omezarr, list_levels, open_omezarr, read_provenance
-from svision_dask.omezarr_arrays import storage_shapes
-from svision_dask.omezarr_write import create_store, open_level, publish
-from svision_dask.pyramid import block_mean, halving, pyramid_grids
+from svision_dask.omezarr.arrays import storage_shapes
+from svision_dask.omezarr.pyramid import block_mean, halving, pyramid_grids
+from svision_dask.omezarr.read import describe_omezarr, list_levels, open_omezarr, read_provenance
+from svision_dask.omezarr.write import create_store, open_level, publish
 from svision_dask.volume import Shown
 
 with warnings.catch_warnings():
@@ -303,7 +303,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from svision_dask.geometry import Grid
-from svision_dask.omezarr_write import create_store
+from svision_dask.omezarr.write import create_store
 
 folder, version = Path(sys.argv[1]), sys.argv[2]
 levels = [Grid(axes="yx", shape=(n, n), spacing=(1, 1), origin=(0, 0), units=(None, None)) for n in (8, 4)]

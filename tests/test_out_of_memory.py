@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from svision_dask.architecture import architecture
-from svision_dask.cluster import this_machine
-from svision_dask.formats import open_volume
-from svision_dask.omezarr_write import create_store, open_level
-from svision_dask.pipeline import plan_volume
+from svision_dask.network.architecture import architecture
+from svision_dask.omezarr.write import create_store, open_level
+from svision_dask.opening.formats import open_volume
 from svision_dask.plan import Plan, Wishes
-from svision_dask.regions import EnhanceTask
+from svision_dask.running.cluster import this_machine
+from svision_dask.running.pipeline import plan_volume
+from svision_dask.running.regions import EnhanceTask
 from tests.commands import textured, write_tiff
 from tests.models import untrained
 

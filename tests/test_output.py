@@ -9,8 +9,8 @@ import zarr
 
 from svision_dask.errors import OutputError
 from svision_dask.geometry import Grid
-from svision_dask.omezarr_write import create_store, publish
-from svision_dask.output import check_new_file, check_output, remove_existing
+from svision_dask.omezarr.write import create_store, publish
+from svision_dask.running.output import check_new_file, check_output, remove_existing
 from tests.commands import tree
 
 pytestmark = pytest.mark.faults

@@ -6,9 +6,9 @@ import torch
 
 from svision_dask.degradation import CUBIC, Degradation
 from svision_dask.errors import SampleError
-from svision_dask.noise_estimate import SILENT, Noise
-from svision_dask.pairs import Pairs, make_pairs
-from svision_dask.simulate import reduce_cubic
+from svision_dask.simulation.simulate import reduce_cubic
+from svision_dask.training.noise_estimate import SILENT, Noise
+from svision_dask.training.pairs import Pairs, make_pairs
 from svision_dask.volume import mirror_pad
 
 NO_ZOOM = (1.0, 1.0, 1.0)

@@ -8,14 +8,14 @@ import ome_zarr_models
 import pytest
 import zarr
 
-from svision_dask.cluster import local_client
-from svision_dask.enhancement import enhance
 from svision_dask.errors import ImageError, OutputError, RegionError, UsageError
-from svision_dask.formats import open_volume, stack_channels
-from svision_dask.omezarr import list_levels, read_provenance
-from svision_dask.pipeline import RunProgress, copy_to_zarr, enhance_to_zarr, plan_volume
+from svision_dask.omezarr.read import list_levels, read_provenance
+from svision_dask.opening.formats import open_volume, stack_channels
 from svision_dask.plan import Machine, Wishes
-from svision_dask.regions import TASKS_PER_SEAT
+from svision_dask.running.cluster import local_client
+from svision_dask.running.enhancement import enhance
+from svision_dask.running.pipeline import RunProgress, copy_to_zarr, enhance_to_zarr, plan_volume
+from svision_dask.running.regions import TASKS_PER_SEAT
 from tests.models import fast, tiny
 from tests.test_enhancement import random_voxels, volume_of
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from svision_dask.architecture import architecture
 from svision_dask.errors import PlanError
 from svision_dask.geometry import SPATIAL, Grid
+from svision_dask.network.architecture import architecture
 from svision_dask.plan import (
     ENOUGH_REGIONS,
     Machine,

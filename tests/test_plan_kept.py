@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from svision_dask.geometry import Grid
-from svision_dask.model import Model
-from svision_dask.omezarr_write import create_store
-from svision_dask.pipeline import plan_volume
+from svision_dask.network.model import Model
+from svision_dask.omezarr.write import create_store
 from svision_dask.plan import Machine, Wishes
-from svision_dask.regions import EnhanceTask
+from svision_dask.running.pipeline import plan_volume
+from svision_dask.running.regions import EnhanceTask
 from svision_dask.volume import Volume
 from tests.models import tiny
 

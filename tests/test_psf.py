@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter1d
 from svision_dask.degradation import Degradation
 from svision_dask.errors import UsageError
 from svision_dask.geometry import Grid
-from svision_dask.psf import FWHM_OF_SIGMA, degradation_of, find_psf, gaussian_psf, measured_psf
+from svision_dask.training.psf import FWHM_OF_SIGMA, degradation_of, find_psf, gaussian_psf, measured_psf
 
 GRID = Grid(axes="zyx", shape=(8, 8, 8), spacing=(2.0, 0.5, 0.5), origin=(0.0,) * 3, units=("micrometer",) * 3)
 SIGMAS = (1.5, 1.0, 0.8)

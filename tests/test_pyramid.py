@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 
 from svision_dask.errors import UsageError
 from svision_dask.geometry import Grid
-from svision_dask.pyramid import block_mean, halving, pyramid_grids
+from svision_dask.omezarr.pyramid import block_mean, halving, pyramid_grids
 
 
 def grid(axes: str, shape: tuple[int, ...], spacing: tuple[float, ...]) -> Grid:

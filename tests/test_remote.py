@@ -13,21 +13,22 @@ import pytest
 from cloudpickle import dumps
 from fsspec.config import conf
 
-from svision_dask import regions, transfer
-from svision_dask.cluster import local_client
 from svision_dask.errors import ImageError, OutputError, RegionError, UsageError
-from svision_dask.formats import open_volume
 from svision_dask.geometry import Regions
-from svision_dask.ledger import Receipt
-from svision_dask.locations import located, state_folder
-from svision_dask.omezarr import read_provenance
-from svision_dask.omezarr_write import open_level
-from svision_dask.output import check_output
-from svision_dask.pipeline import copy_to_zarr, enhance_to_zarr, plan_volume
+from svision_dask.omezarr.read import read_provenance
+from svision_dask.omezarr.write import open_level
+from svision_dask.opening.formats import open_volume
 from svision_dask.plan import Wishes
-from svision_dask.regions import CopyTask
-from svision_dask.transfer import file_system
-from svision_dask.verification import reopen, verify
+from svision_dask.running import regions
+from svision_dask.running.cluster import local_client
+from svision_dask.running.ledger import Receipt
+from svision_dask.running.output import check_output
+from svision_dask.running.pipeline import copy_to_zarr, enhance_to_zarr, plan_volume
+from svision_dask.running.regions import CopyTask
+from svision_dask.running.verification import reopen, verify
+from svision_dask.stores import transfer
+from svision_dask.stores.locations import located, state_folder
+from svision_dask.stores.transfer import file_system
 from tests.commands import finish, run, start, textured, write_tiff
 from tests.models import tiny
 from tests.servers import serve_before, serve_folder, serve_s3
@@ -46,7 +47,7 @@ def whole(volume):
 
 def copied(volume, at: Path) -> Receipt | str:
     """What comes of one region, with all the tries that a worker would make, or why it failed."""
-    from svision_dask.omezarr_write import create_store
+    from svision_dask.omezarr.write import create_store
 
     create_store(at, [volume.grid], dtype=volume.dtype, chunks=volume.grid.shape, attributes={})
     task = CopyTask(volume=volume, output=str(at))

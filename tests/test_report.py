@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from svision_dask import report
-from svision_dask.comparison import compare
-from svision_dask.model import Normalisation
-from svision_dask.report import write_report
+from svision_dask.judging import report
+from svision_dask.judging.comparison import compare
+from svision_dask.judging.report import write_report
+from svision_dask.network.model import Normalisation
 from tests.browser import Tab, browse
 from tests.commands import run
 from tests.models import tiny

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svision_dask.architecture import StageSpec, architecture
-from svision_dask.baselines import cubic, cubic_back_projected
 from svision_dask.degradation import CUBIC, UP_REACH, Degradation, _keys
-from svision_dask.resample import correction_kernel, degrade, kernel_radius, upsample
-from svision_dask.simulate import reduce_cubic
-from svision_dask.stage import Stage
+from svision_dask.network.architecture import StageSpec, architecture
+from svision_dask.network.baselines import cubic, cubic_back_projected
+from svision_dask.network.resample import correction_kernel, degrade, kernel_radius, upsample
+from svision_dask.network.stage import Stage
+from svision_dask.simulation.simulate import reduce_cubic
 from tests.models import WAYS
 
 FACTORS = [(2, 2, 2), (1, 2, 2), (2, 1, 2), (2, 1, 1), (1, 1, 2)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from svision_dask.errors import UsageError
-from svision_dask.resolution import Shells, fsc, fsc_resolution, period, spectrum, split_spectra
+from svision_dask.judging.resolution import Shells, fsc, fsc_resolution, period, spectrum, split_spectra
 
 
 def low_pass(voxels: np.ndarray, cutoff: float) -> np.ndarray:

@@ -15,18 +15,18 @@ import pytest
 import tifffile
 import zarr
 
-from svision_dask import verification
-from svision_dask.cluster import local_client
-from svision_dask.enhancement import enhance
 from svision_dask.errors import ImageError, OutputError, RegionError, UsageError
-from svision_dask.formats import open_volume
-from svision_dask.image import RunProgress
-from svision_dask.model import load_model
-from svision_dask.omezarr import list_levels, read_provenance
-from svision_dask.pipeline import copy_to_zarr, enhance_to_zarr, plan_volume
+from svision_dask.network.model import load_model
+from svision_dask.omezarr.read import list_levels, read_provenance
+from svision_dask.opening.formats import open_volume
 from svision_dask.plan import Wishes
-from svision_dask.regions import EnhanceTask
-from svision_dask.verification import reopen, verify
+from svision_dask.running import verification
+from svision_dask.running.cluster import local_client
+from svision_dask.running.enhancement import enhance
+from svision_dask.running.image import RunProgress
+from svision_dask.running.pipeline import copy_to_zarr, enhance_to_zarr, plan_volume
+from svision_dask.running.regions import EnhanceTask
+from svision_dask.running.verification import reopen, verify
 from tests.commands import finish, run, start, textured, write_tiff
 from tests.models import tiny
 from tests.test_enhancement import volume_of

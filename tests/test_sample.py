@@ -7,7 +7,7 @@ import pytest
 
 from svision_dask.errors import SampleError, UsageError
 from svision_dask.geometry import Grid
-from svision_dask.sample import EXTENT, read_sample
+from svision_dask.training.sample import EXTENT, read_sample
 from svision_dask.volume import Volume
 
 

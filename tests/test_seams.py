@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, zoom
 
-from svision_dask import seams
-from svision_dask.seams import AFTER, BEFORE, SeamSums, regular_cuts
+from svision_dask.judging import seams
+from svision_dask.judging.seams import AFTER, BEFORE, SeamSums, regular_cuts
 
 SHAPE = (64, 96, 128)
 CUTS = regular_cuts(SHAPE, (32, 32, 32), (64, 64, 64))

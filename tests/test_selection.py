@@ -11,9 +11,9 @@ import tifffile
 import zarr
 
 from svision_dask.errors import ImageError, UsageError
-from svision_dask.formats import open_volume
 from svision_dask.geometry import Grid
-from svision_dask.selection import select
+from svision_dask.opening.formats import open_volume
+from svision_dask.opening.selection import select
 from svision_dask.volume import Volume
 from tests.commands import run, textured, write_tiff
 

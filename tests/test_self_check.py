@@ -5,12 +5,12 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from svision_dask.baselines import cubic, cubic_back_projected, reduced
 from svision_dask.metrics import psnr, ssim
-from svision_dask.model import Normalisation
-from svision_dask.sample import Sample
-from svision_dask.self_check import SelfCheck, self_check
-from svision_dask.simulate import Phantom
+from svision_dask.network.baselines import cubic, cubic_back_projected, reduced
+from svision_dask.network.model import Normalisation
+from svision_dask.simulation.simulate import Phantom
+from svision_dask.training.sample import Sample
+from svision_dask.training.self_check import SelfCheck, self_check
 from svision_dask.volume import mirror_pad
 from tests.models import fast
 

@@ -7,9 +7,9 @@ import urllib.request
 
 import pytest
 
-from svision_dask import serving
-from svision_dask.locations import located
-from svision_dask.serving import HOST, ImageServer
+from svision_dask.stores import serving
+from svision_dask.stores.locations import located
+from svision_dask.stores.serving import HOST, ImageServer
 from tests.servers import serve_folder
 
 CONTENT = bytes(range(200))

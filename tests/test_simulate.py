@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svision_dask.errors import UsageError
-from svision_dask.neurites import CELL_UM, REACH_UM, SPINE_UM, _cells_near, _discs_of, _fill, points_near
-from svision_dask.noise import cloudiness, poisson_counts, poisson_quantile
-from svision_dask.simulate import (
+from svision_dask.simulation.neurites import CELL_UM, REACH_UM, SPINE_UM, _cells_near, _discs_of, _fill, points_near
+from svision_dask.simulation.simulate import (
     FWHM_PER_SIGMA,
     REFERENCE_RADIUS_UM,
     Phantom,
@@ -23,6 +22,7 @@ from svision_dask.simulate import (
     keys_taps,
     reduce_cubic,
 )
+from svision_dask.training.noise import cloudiness, poisson_counts, poisson_quantile
 
 PHANTOM = Phantom(shape=(64, 256, 256), seed=5)
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from svision_dask.architecture import PRESETS, Architecture, architecture
-from svision_dask.resample import degrade, upsample
-from svision_dask.stage import Stage, trim
+from svision_dask.network.architecture import PRESETS, Architecture, architecture
+from svision_dask.network.resample import degrade, upsample
+from svision_dask.network.stage import Stage, trim
 from tests.models import untrained
 
 CASES = [

@@ -19,7 +19,7 @@ import tifffile
 
 import svision_dask
 from svision_dask.errors import ImageError, UsageError
-from svision_dask.tiff import TiffSource, open_tiff
+from svision_dask.tiff.read import TiffSource, open_tiff
 from svision_dask.volume import Volume
 
 MICROMETER = "micrometer"
@@ -648,7 +648,7 @@ WITHOUT_IMAGECODECS = """
 import sys
 sys.modules["imagecodecs"] = None
 from svision_dask.errors import ImageError
-from svision_dask.tiff import open_tiff
+from svision_dask.tiff.read import open_tiff
 try:
     open_tiff(sys.argv[1])
 except ImageError as error:

@@ -8,7 +8,7 @@ import pytest
 import tifffile
 
 from svision_dask.errors import ImageError, UsageError
-from svision_dask.formats import open_volume
+from svision_dask.opening.formats import open_volume
 from tests.commands import run
 
 PLANES = np.arange(12 * 5 * 7, dtype="u2").reshape(12, 5, 7)

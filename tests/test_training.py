@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from svision_dask import baselines
 from svision_dask.degradation import Degradation
 from svision_dask.errors import SampleError, UsageError
-from svision_dask.exam import Exam, Verdict
-from svision_dask.fitting import FAIR_TRIAL, SETTINGS, train_stage
 from svision_dask.geometry import Grid
 from svision_dask.metrics import psnr
-from svision_dask.model import Model
-from svision_dask.noise_estimate import Noise
-from svision_dask.pairs import make_pairs
-from svision_dask.resample import degrade, kernel_radius, upsample
-from svision_dask.sample import read_sample
-from svision_dask.simulate import Phantom, as_volume
-from svision_dask.stage import Stage
-from svision_dask.training import Progress, design_for, train, train_on_sample
+from svision_dask.network import baselines
+from svision_dask.network.model import Model
+from svision_dask.network.resample import degrade, kernel_radius, upsample
+from svision_dask.network.stage import Stage
+from svision_dask.simulation.simulate import Phantom, as_volume
+from svision_dask.training.exam import Exam, Verdict
+from svision_dask.training.fitting import FAIR_TRIAL, SETTINGS, train_stage
+from svision_dask.training.noise_estimate import Noise
+from svision_dask.training.pairs import make_pairs
+from svision_dask.training.sample import read_sample
+from svision_dask.training.train import Progress, design_for, train, train_on_sample
 from svision_dask.volume import Volume, mirror_pad
 
 

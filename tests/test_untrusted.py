@@ -17,11 +17,11 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from svision_dask.checking import check
 from svision_dask.errors import ImageError, SvisionError
-from svision_dask.formats import open_volume
-from svision_dask.omezarr_extras import carried_attributes, read_shown
-from svision_dask.omezarr_metadata import folder_inside
+from svision_dask.judging.checking import check
+from svision_dask.omezarr.extras import carried_attributes, read_shown
+from svision_dask.omezarr.metadata import folder_inside
+from svision_dask.opening.formats import open_volume
 from tests.test_labels import ORIGIN, SPACING, label_voxels, multiscale, write_image
 from tests.test_omezarr import JSON, places
 from tests.test_selection import write_plate
@@ -43,7 +43,7 @@ MEASURED = """
 import sys
 from pathlib import Path
 from click.testing import CliRunner
-from svision_dask.cli import main
+from svision_dask.commands.cli import main
 outcome = CliRunner(catch_exceptions=False).invoke(main, sys.argv[1:])
 print(outcome.exit_code, outcome.output.replace(chr(10), " "))
 """
@@ -71,7 +71,7 @@ def in_another(code: str, *arguments: str) -> tuple[str, int]:
 @pytest.fixture(scope="module")
 def bare() -> int:
     """What the libraries take that any command of this kind needs."""
-    return in_another("import svision_dask.formats, svision_dask.omezarr, svision_dask.labels")[1]
+    return in_another("import svision_dask.opening.formats, svision_dask.omezarr.read, svision_dask.omezarr.labels")[1]
 
 
 @linux

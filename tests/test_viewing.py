@@ -11,10 +11,10 @@ import pytest
 import tifffile
 from matplotlib.image import imread
 
-from svision_dask.baselines import reduced
 from svision_dask.errors import OutputError, UsageError
-from svision_dask.omezarr_write import create_store, open_level
-from svision_dask.viewing import View, view
+from svision_dask.judging.viewing import View, view
+from svision_dask.network.baselines import reduced
+from svision_dask.omezarr.write import create_store, open_level
 from tests.browser import find_browser
 from tests.commands import run, write_tiff
 from tests.test_comparison import FACTOR, grid, stored
@@ -106,7 +106,7 @@ def test_the_command_writes_a_picture(images, tmp_path):
 
 
 def test_without_neuroglancer_the_command_says_what_to_install(images):
-    code = "import sys; sys.modules['neuroglancer'] = None\nfrom svision_dask.cli import main\nmain()"
+    code = "import sys; sys.modules['neuroglancer'] = None\nfrom svision_dask.commands.cli import main\nmain()"
     ended = subprocess.run(
         [sys.executable, "-c", code, "view", str(images[0])], capture_output=True, text=True, timeout=120, check=False
     )

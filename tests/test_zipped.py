@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from svision_dask.errors import ImageError, OutputError
-from svision_dask.formats import open_volume
-from svision_dask.output import check_output
+from svision_dask.opening.formats import open_volume
+from svision_dask.running.output import check_output
 from tests.commands import run
 from tests.test_labels import ORIGIN, SHAPE, SPACING, label_voxels, multiscale, textured, write_image
 from tests.test_selection import write_plate

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from svision_dask.noise_estimate import SILENT, Noise
-from svision_dask.psf import gaussian_psf
-from svision_dask.simulate import Phantom
-from svision_dask.zoom import SHARE, SPREAD, around, matched_zoom, psf_zoom
+from svision_dask.simulation.simulate import Phantom
+from svision_dask.training.noise_estimate import SILENT, Noise
+from svision_dask.training.psf import gaussian_psf
+from svision_dask.training.zoom import SHARE, SPREAD, around, matched_zoom, psf_zoom
 
 
 def blurred(sigma: tuple[float, float, float], shape=(48, 96, 96), seed: int = 0) -> np.ndarray:

@@ -32,7 +32,7 @@ from environment import environment
 from memory import small_model
 from rows import RESULTS
 
-from svision_dask.simulate import Phantom
+from svision_dask.simulation.simulate import Phantom
 
 SHAPE = (64, 256, 256)
 PAUSE = (0.5, 8.0)

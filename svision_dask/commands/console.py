@@ -1,0 +1,283 @@
+"""What the terminal shows: plans, one-line errors, and progress, with rich or in a log as a line now and then."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from svision_dask.backend import CPU
+from svision_dask.errors import SvisionError
+
+if TYPE_CHECKING:
+    from svision_dask.geometry import Grid
+    from svision_dask.omezarr.read import ImageInfo, Level
+    from svision_dask.plan import Plan
+    from svision_dask.running.image import Made
+    from svision_dask.running.preflight import Crew
+    from svision_dask.volume import Volume
+
+LOG_EVERY_SECONDS = 10
+SHOW_TRACEBACK = 2
+"""How many -v it takes."""
+SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+"""What ends a run early: Ctrl-C, and a cluster's scheduler that wants the machine back."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """One of ``SIGNALS`` arrived; its number is the first argument."""
+
+
+class Commands(click.Group):
+    """A group of commands whose errors are one line, and whose exit codes are those of the documentation."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; exit with 1 failed, 2 usage, 3 partial, 130 and 143 interrupted."""
+        try:
+            with _interruptible():
+                return super().invoke(ctx)
+        except (SvisionError, OSError, MemoryError, RuntimeError) as error:
+            if ctx.params.get("verbose", 0) >= SHOW_TRACEBACK:
+                traceback.print_exc()
+            _end(str(error) or type(error).__name__, getattr(error, "exit_code", 1))
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else ctx.command_path
+            _end(f"{error.format_message()} See {command} --help.", error.exit_code)
+        except Interrupted as error:
+            number = error.args[0]
+            _end(f"{SIGNALS[number]}; the same command goes on with what is unfinished.", 128 + number)
+
+
+def _end(message: str, exit_code: int) -> NoReturn:
+    click.echo(f"svision-dask: {' '.join(message.split())}", err=True)
+    raise click.exceptions.Exit(exit_code) from None
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Raise ``Interrupted`` at the first signal, so that workers are stopped in order; ignore those that follow."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread can have handlers: the host program decides
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]  # nohup stays nohup
+    for number in heard:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in heard:
+            if signal.getsignal(number) is stop:
+                signal.signal(number, before[number])
+
+
+Update = Callable[[str, int, int, str], None]
+"""Called with what is being done, how much of it is done, how much there is, and a remark."""
+
+
+@contextmanager
+def progress() -> Iterator[Update]:
+    """Show progress on stderr; data alone goes to stdout."""
+    if not sys.stderr.isatty():
+        yield _log_lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[remark]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as display:
+        tasks: dict[str, Any] = {}
+
+        def update(what: str, done: int, total: int, remark: str) -> None:
+            if what not in tasks:
+                tasks[what] = display.add_task(what, total=total, remark="")
+            display.update(tasks[what], completed=done, total=total, remark=remark)
+
+        yield update
+
+
+def _log_lines() -> Update:
+    begun: dict[str, tuple[float, int]] = {}
+    last = [-float(LOG_EVERY_SECONDS)]
+
+    def update(what: str, done: int, total: int, remark: str) -> None:
+        now = time.monotonic()
+        since, first = begun.setdefault(what, (now, done))
+        if now - last[0] < LOG_EVERY_SECONDS and done < total:
+            return
+        last[0] = now
+        left = f"{(now - since) / (done - first) * (total - done):.0f} s left, " if first < done < total else ""
+        click.echo(f"{what} {done}/{total}, {left}{remark}", err=True)
+
+    return update
+
+
+def plan_lines(plan: Plan) -> Iterator[str]:
+    """Put a plan into words."""
+    free = "" if plan.disk_free_bytes is None else f", {_size(plan.disk_free_bytes)} free"
+    yield f"input    {_lengths(plan.coarse.axes, plan.coarse.shape)}"
+    yield f"output   {_lengths(plan.fine.axes, plan.fine.shape)}, {plan.dtype}, OME-Zarr {plan.version}"
+    yield f"spacing  {_spacing(plan.fine)}"
+    yield f"stored   {_storage(plan.chunk, plan.shard)}, at most {_size(plan.write_bytes)} before the pyramid{free}"
+    yield f"work     {len(plan.regions)} regions of {_times(plan.region)}, {_size(plan.read_bytes)} to read"
+    yield (
+        f"tiles    {_times(plan.tile)} coarse voxels with a halo of {_times(plan.halo)}, which the operators reach; "
+        f"{100 * (plan.redundancy - 1):.0f} % computed twice"
+    )
+    computing = "" if plan.backend == CPU else f"; {plan.backend.device} in {plan.backend.precision}"
+    yield (
+        f"workers  {plan.workers} with {plan.threads} threads each, {_size(plan.worker_bytes)} of "
+        f"{_size(plan.memory_bytes)} memory each{computing}"
+    )
+
+
+def made_lines(made: Made) -> Iterator[str]:
+    """Say what of an image is not as one might think."""
+    if made.missing_chunks:
+        yield f"warning: {made.missing_chunks} chunks of the input are missing, and count as empty"
+    if made.empty_regions:
+        yield f"empty    {made.empty_regions} regions hold a single value, halo included"
+    if made.smaller_tiles:
+        yield (
+            f"warning: memory ran out in {made.smaller_tiles} regions, which were made in smaller tiles; they agree "
+            "with the others to rounding"
+        )
+
+
+def crew_lines(crew: Crew) -> Iterator[str]:
+    """Put the workers of a cluster into words."""
+    for worker in crew.workers:
+        gpu = f", GPU with {_size(worker.gpu_bytes)} free" if worker.gpu_bytes else ""
+        yield f"{worker.host} {worker.address}: {worker.threads} threads, {_size(worker.memory_bytes)} to use{gpu}"
+        yield from (f"  problem: {problem}" for problem in worker.problems)
+    yield ", ".join(f"{name} {version}" for name, version in crew.workers[0].versions.items())
+    yield from (f"warning: {warning}" for warning in crew.warnings)
+
+
+def training_lines(provenance: Mapping[str, Any]) -> Iterator[str]:
+    """Say what a trained model is worth, as far as can be told without a truth; warn where it is worth nothing."""
+    checked = provenance.get("self_check")
+    if checked is not None:
+        over_cubic = checked["psnr"] - checked["cubic_psnr"]
+        over_projected = checked["psnr"] - checked["cubic_bp_psnr"]
+        yield (
+            f"self-check (input reduced and enhanced again): {over_cubic:+.2f} dB over cubic, {over_projected:+.2f} dB "
+            "over cubic with back projection"
+        )
+    for number, verdict in enumerate(provenance.get("verdict", ()), start=1):
+        if verdict["stage"] >= min(verdict["cubic"], verdict["back_projected"]):
+            yield (
+                f"warning: stage {number} is no better than cubic interpolation with back projection where it was not "
+                "trained; another --sample or --seed, or a smaller --factor, may help"
+            )
+
+
+def assumed_lines(volume: Volume) -> Iterator[str]:
+    """Say what was taken for granted because the file does not say it."""
+    grid = volume.grid
+    unknown = [grid.axes[i] for i in grid.spatial if grid.units[i] is None and grid.spacing[i] == 1]
+    if unknown:
+        yield f"warning: spacing of {','.join(unknown)} is not known; 1 is taken. Use --spacing and --unit (TIFF)"
+
+
+def dropped_lines(volume: Volume) -> Iterator[str]:
+    """Name what an output will not have of its input."""
+    if volume.dropped:
+        yield f"dropped  {', '.join(volume.dropped)}"
+
+
+def image_lines(volume: Volume, info: ImageInfo | None) -> Iterator[str]:
+    """Put a volume into words, and all levels if it is an OME-Zarr."""
+    yield f"name     {volume.name}"
+    yield f"shape    {_lengths(volume.grid.axes, volume.grid.shape)}, {volume.dtype.name}"
+    yield f"spacing  {_spacing(volume.grid)}"
+    if volume.labels:
+        yield f"labels   {', '.join(label.name for label in volume.labels)}"
+    yield from dropped_lines(volume)
+    if volume.channels:
+        yield f"channels {', '.join(volume.channels)}"
+    if info is not None:
+        yield f"format   OME-Zarr {info.version}"
+        for number, level in enumerate(info.levels):
+            stored = ", ".join((_storage(level.chunks, level.shards), *level.compressors))
+            yield f"level {number}  {_times(level.grid.shape)}, spacing {_spacing(level.grid)}, {stored}"
+
+
+def image_facts(volume: Volume, info: ImageInfo | None) -> dict[str, Any]:
+    """Put a volume into plain values, and all levels if it is an OME-Zarr."""
+    facts: dict[str, Any] = {
+        "name": volume.name,
+        "axes": volume.grid.axes,
+        "dtype": volume.dtype.name,
+        "units": list(volume.grid.units),
+        "channels": list(volume.channels),
+        "labels": [label.name for label in volume.labels],
+        "dropped": list(volume.dropped),
+        **_grid_facts(volume.grid),
+    }
+    if info is not None:
+        facts |= {"version": info.version, "levels": [_level_facts(level) for level in info.levels]}
+    return facts
+
+
+def _level_facts(level: Level) -> dict[str, Any]:
+    return {
+        "path": level.path,
+        "dtype": level.dtype,
+        "chunks": list(level.chunks),
+        "shards": list(level.shards) if level.shards else None,
+        "compressors": list(level.compressors),
+        **_grid_facts(level.grid),
+    }
+
+
+def _grid_facts(grid: Grid) -> dict[str, Any]:
+    return {"shape": list(grid.shape), "spacing": list(grid.spacing), "origin": list(grid.origin)}
+
+
+def _size(count: float) -> str:
+    """Bytes as people read them."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.{0 if unit == 'B' else 1}f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _times(numbers: Sequence[int]) -> str:
+    return "×".join(str(n) for n in numbers)
+
+
+def _lengths(axes: str, shape: Sequence[int]) -> str:
+    return f"{','.join(axes)} = {_times(shape)}"
+
+
+def _storage(chunks: Sequence[int], shards: Sequence[int] | None) -> str:
+    return f"chunks {_times(chunks)}" + (f" in shards {_times(shards)}" if shards else "")
+
+
+def _spacing(grid: Grid) -> str:
+    axes = [(grid.axes[i], grid.spacing[i], grid.units[i]) for i in grid.spatial]
+    if not any(unit for *_, unit in axes):
+        return ", ".join(f"{axis} {length:g}" for axis, length, _ in axes) + " without a unit"
+    return ", ".join(f"{axis} {length:g} {unit or 'without a unit'}" for axis, length, unit in axes)

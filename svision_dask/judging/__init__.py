@@ -1,0 +1,1 @@
+"""What a result is worth: figures, seams, the report, the viewer, and whether an OME-Zarr is valid."""

@@ -1,0 +1,314 @@
+"""A trained model: stages, normalisation and provenance, in one safetensors file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from svision_dask.backend import CPU, Backend, compute_exactly
+from svision_dask.errors import ModelError, OutputError, UsageError
+from svision_dask.geometry import Shape
+from svision_dask.network.architecture import Architecture
+from svision_dask.network.stage import Stage, trim
+from svision_dask.stores.locations import local_path
+
+FORMAT = 3
+"""Version of the file's layout; raised when an older reader would misread a newer file."""
+MAX_BYTES = 64 * 2**20
+"""A model of this kind has some kilobytes; anything above this is not one."""
+MAX_HEADER_BYTES = 4 * 2**20
+"""Of which most is the loss curve."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalisation:
+    """Intensity constants of one channel, measured once, on the training sample."""
+
+    offset: float
+    """Mean of the sample, outliers clipped, in the volume's intensity units."""
+    scale: float
+    """Standard deviation of the sample, outliers clipped, in the same units."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Model:
+    """Everything needed to enhance, and to say how the model came about.
+
+    Models are the same if their ``digest`` is.
+    """
+
+    architecture: Architecture
+    stages: tuple[Stage, ...]
+    normalisation: tuple[Normalisation, ...]
+    """One per channel; a single one serves every channel."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Plain values: preset, seed, steps, losses, sample, input, versions."""
+    _copies: dict[Backend, tuple[Stage, ...]] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def factor(self) -> Shape:
+        """How many times finer the output is, for z, y, x."""
+        return self.architecture.factor
+
+    @property
+    def halo(self) -> Shape:
+        """Coarse voxels needed beyond a box, per side, for z, y, x."""
+        return self.architecture.halo
+
+    def refine(self, haloed: npt.NDArray[Any], *, channel: int = 0, backend: Backend = CPU) -> npt.NDArray[np.float32]:
+        """Enhance a box that carries its halo.
+
+        Parameters
+        ----------
+        haloed
+            Coarse voxels (z, y, x): a box and ``halo`` voxels on each side of it.
+        channel
+            Whose normalisation to use.
+        backend
+            What computes.
+
+        Returns
+        -------
+        ndarray of float32
+            Fine voxels (fz·z, fy·y, fx·x) of the box, in the input's intensity units.
+
+        Raises
+        ------
+        UsageError
+            If nothing is left of the box without its halo.
+        """
+        constants = self.normalisation[min(channel, len(self.normalisation) - 1)]
+        box = tuple(n - 2 * h for n, h in zip(haloed.shape, self.halo, strict=True))
+        if min(box) < 1:
+            raise UsageError(f"box of {haloed.shape} voxels: with a halo of {self.halo} on each side, nothing is left.")
+        with torch.inference_mode():
+            voxels = torch.from_numpy(np.ascontiguousarray(haloed, dtype=np.float32))[None, None].to(backend.device)
+            voxels = (voxels - constants.offset) / constants.scale
+            for stage in self._stages_on(backend):
+                voxels = stage(voxels)
+            # A later stage's reach need not be a multiple of the factor before it; the halo was rounded up.
+            spare = tuple((n - f * b) // 2 for n, f, b in zip(voxels.shape[2:], self.factor, box, strict=True))
+            voxels = trim(voxels, spare).mul_(constants.scale).add_(constants.offset)
+            return np.ascontiguousarray(voxels[0, 0].cpu().numpy())
+
+    def _stages_on(self, backend: Backend) -> tuple[Stage, ...]:
+        """Copy the stages to where they are used, once."""
+        if backend == CPU:
+            return self.stages
+        if backend not in self._copies:
+            compute_exactly()
+            copies = tuple(deepcopy(stage).to(backend.device) for stage in self.stages)
+            for stage in copies:
+                if backend.precision != "float32":
+                    stage.precision = getattr(torch, backend.precision)
+                    stage.network.to(stage.precision)
+            self._copies[backend] = copies
+        return self._copies[backend]
+
+    def for_channels(self, count: int) -> None:
+        """Check that the model can serve a volume of ``count`` channels.
+
+        Raises
+        ------
+        ModelError
+            If it was trained on several channels, but not on as many.
+        """
+        if len(self.normalisation) not in (1, count):
+            raise ModelError(
+                f"model was trained on {len(self.normalisation)} channels; the volume has {count}. "
+                "Train on this volume, or use a model of one channel."
+            )
+
+    def to_bytes(self) -> bytes:
+        """Make the file's content; equal models give equal bytes."""
+        from safetensors.torch import save
+
+        weights = {name: value.contiguous() for name, value in _weights(self.stages).items()}
+        header = {
+            "format": FORMAT,
+            "architecture": self.architecture.to_json(),
+            "residual_scale": [stage.residual_scale for stage in self.stages],
+            "damping": [stage.damping for stage in self.stages],
+            "normalisation": [{"offset": n.offset, "scale": n.scale} for n in self.normalisation],
+            "provenance": self.provenance,
+        }
+        return bytes(save(weights, metadata={"svision_dask": json.dumps(header, sort_keys=True)}))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the file's content."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the model to ``path``, whole or not at all.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written; a file that was there is left as it was.
+        """
+        path = Path(path)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        try:
+            partial.write_bytes(self.to_bytes())
+            return partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise OutputError(f"{path}: the model cannot be written ({error}). Choose another place.") from error
+
+    def __reduce__(self) -> tuple[Callable[[bytes], Model], tuple[bytes]]:
+        # A dask graph holds the model once per task; each process makes it once.
+        return _unpickled, (self.to_bytes(),)
+
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return ("svision_dask.Model", self.digest)
+
+
+def load_model(path: str | Path) -> Model:
+    """Read a model file; nothing in it is executed.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, is not a model, is damaged, or was made by a newer version.
+    """
+    path = local_path(path, "a model")
+    if not path.is_file():
+        raise ModelError(f"{path}: no such model file. Make one with svision-dask train.")
+    if path.stat().st_size > MAX_BYTES:
+        raise ModelError(f"{path}: {path.stat().st_size} bytes; a model has at most {MAX_BYTES}. Is it another file?")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: the model cannot be read ({error}). Copy it here anew.") from error
+    return _from_bytes(content, str(path))
+
+
+@lru_cache(maxsize=2)
+def load_model_once(path: str, digest: str) -> Model:
+    """Load a model once per process, and only if it is the one that was planned with.
+
+    Raises
+    ------
+    ModelError
+        If the file has changed since.
+    """
+    model = load_model(path)
+    if model.digest != digest:
+        raise ModelError(
+            f"{path}: the model file has changed since the plan was made. Give every model a name of its own."
+        )
+    return model
+
+
+@lru_cache(maxsize=2)
+def _unpickled(content: bytes) -> Model:
+    return _from_bytes(content, "pickled model")
+
+
+def _from_bytes(content: bytes, where: str) -> Model:
+    """Make a model from a file's content; ``where`` it came from is for the messages."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        header = _read_header(content)
+        written = header["format"]
+        if written != FORMAT:
+            raise ModelError(
+                f"{where}: a model of format {written!r}; this version reads {FORMAT}. Use the version that made it."
+            )
+        weights = load(content)
+        normalisation = tuple(
+            Normalisation(offset=_finite(n["offset"]), scale=_positive(n["scale"])) for n in header["normalisation"]
+        )
+        scales = [_positive(value) for value in header["residual_scale"]]
+        dampings = [_share(value) for value in header["damping"]]
+        described, provenance = header["architecture"], dict(header["provenance"])
+        if not normalisation:
+            raise ValueError("no normalisation")
+    except ModelError:
+        raise
+    except (SafetensorError, ArithmeticError, KeyError, RecursionError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise ModelError(f"{where}: not a model of svision-dask, or damaged ({reason}). Train it anew.") from error
+    architecture = Architecture.from_json(described)
+    return Model(
+        architecture=architecture,
+        stages=_with_weights(architecture, scales, dampings, weights, where),
+        normalisation=normalisation,
+        provenance=provenance,
+    )
+
+
+def _read_header(content: bytes) -> Any:
+    """Read our part of a safetensors header: eight bytes of length, then JSON with strings under ``__metadata__``."""
+    length = int.from_bytes(content[:8], "little")
+    if length > min(len(content) - 8, MAX_HEADER_BYTES):
+        raise ValueError(f"a header of {length} bytes in a file of {len(content)}")
+    return json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["svision_dask"])
+
+
+def _with_weights(
+    architecture: Architecture,
+    scales: list[float],
+    dampings: list[float],
+    weights: dict[str, torch.Tensor],
+    where: str,
+) -> tuple[Stage, ...]:
+    """Rebuild the stages and fill in their weights, which must be exactly those that the architecture names."""
+    count = len(architecture.stages)
+    if (len(scales), len(dampings)) != (count, count):
+        raise ModelError(
+            f"{where}: {len(scales)} residual scales and {len(dampings)} dampings for {count} stages; train it anew."
+        )
+    stages = tuple(
+        Stage(spec, architecture.axes, residual_scale=scale, damping=damping)
+        for spec, scale, damping in zip(architecture.stages, scales, dampings, strict=True)
+    )
+    expected = {name: (tuple(value.shape), value.dtype) for name, value in _weights(stages).items()}
+    found = {name: (tuple(value.shape), value.dtype) for name, value in weights.items()}
+    if expected != found:
+        odd = min(set(expected.items()) ^ set(found.items()), key=lambda item: item[0])
+        raise ModelError(f"{where}: weights do not fit the architecture, first {odd[0]} {odd[1][0]}; train it anew.")
+    if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
+        raise ModelError(f"{where}: weights that are not finite; train it anew.")
+    for index, stage in enumerate(stages):
+        prefix = f"stage{index}."
+        stage.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+        stage.eval().requires_grad_(requires_grad=False)
+    return stages
+
+
+def _weights(stages: tuple[Stage, ...]) -> dict[str, torch.Tensor]:
+    return {f"stage{i}.{name}": value for i, stage in enumerate(stages) for name, value in stage.state_dict().items()}
+
+
+def _finite(value: Any) -> float:
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a finite number")
+    return float(value)
+
+
+def _positive(value: Any) -> float:
+    if _finite(value) <= 0:
+        raise ValueError(f"{value!r} is not positive")
+    return float(value)
+
+
+def _share(value: Any) -> float:
+    if not 0 <= _finite(value) <= 1:
+        raise ValueError(f"{value!r} is not in 0..1")
+    return float(value)

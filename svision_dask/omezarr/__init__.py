@@ -1,0 +1,1 @@
+"""OME-Zarr: what its metadata says, its arrays, labels and pyramid, read and written."""

@@ -1,0 +1,1 @@
+"""From what a user names to a volume: the format found, channels and times chosen."""

@@ -1,0 +1,176 @@
+"""The machine at hand, and a Dask cluster on it that cannot be reached from the network."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from multiprocessing import resource_tracker
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from svision_dask.backend import Device, best_precision, gpu_memory, share_of_gpu
+from svision_dask.errors import ClusterError
+from svision_dask.plan import Machine, Wishes
+from svision_dask.stores.locations import Location, located
+from svision_dask.workload import GPU_SEATS
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+DASHBOARD = "svision-dask.dashboard"
+"""Setting of dask's configuration: whether our own clusters serve Dask's dashboard, on this machine only."""
+SHARE_OF_FREE_MEMORY = 0.8
+"""What workers may plan with, of the memory that is free now; the client and the page cache need the rest."""
+
+
+def this_machine(output: str | Location | None = None, *, gpus: bool = False) -> Machine:
+    """Cores, free memory (cgroup limits count) and, if asked for, GPUs of this process, and free disk at ``output``."""
+    import psutil
+    from dask.system import CPU_COUNT
+    from distributed.system import MEMORY_LIMIT
+
+    free = min(MEMORY_LIMIT, psutil.virtual_memory().available)
+    disk = None
+    folder = located(output).absolute() if output is not None else None
+    if isinstance(folder, Path):
+        while not folder.exists():
+            folder = folder.parent
+        disk = shutil.disk_usage(folder).free
+    return Machine(
+        cores=CPU_COUNT,
+        memory_bytes=int(SHARE_OF_FREE_MEMORY * free),
+        disk_free_bytes=disk,
+        gpus=gpu_memory() if gpus else (),
+    )
+
+
+def wishes_here(wishes: Wishes, machine: Machine) -> Wishes:
+    """Wish for a process on each GPU of this machine, if there are any and the processor is not asked for.
+
+    Raises
+    ------
+    ClusterError
+        If a GPU is asked for, and there is none.
+    """
+    if wishes.device == "cuda" and not machine.gpus:
+        raise ClusterError(
+            "device cuda: torch finds no GPU here. Use --device cpu, with --overwrite if the output was begun on a GPU."
+        )
+    device: Device = "cpu" if wishes.device == "cpu" or not machine.gpus else "cuda"
+    wishes = replace(wishes, precision=wishes.precision or best_precision(device))
+    if device == "cpu":
+        return wishes
+    processes = min(wishes.workers or len(machine.gpus), len(machine.gpus))
+    return replace(wishes, device=device, workers=processes, gpu_bytes=share_of_gpu(machine.gpus))
+
+
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""Tensors come and go by the hundred megabytes; with huge pages the kernel hands them out in half the time or less."""
+
+
+@contextmanager
+def local_client(*, workers: int, memory_bytes: int, gpus: Sequence[str] = ()) -> Iterator[Client]:
+    """Start worker processes on 127.0.0.1, and stop them afterwards.
+
+    Parameters
+    ----------
+    workers
+        Number of processes.
+    memory_bytes
+        What each may use; one that exceeds it is stopped and started anew.
+    gpus
+        One for each process, as CUDA counts them; none where the processor computes.
+    """
+    import dask
+    from distributed import Client, Nanny, Scheduler, SpecCluster
+
+    settings = {
+        # Nearly all memory of a region is tensors and arrays that dask does not manage: it can neither spill them nor
+        # wait until they go away, so pausing a worker could last for ever. The plan keeps the worker within its limit.
+        "distributed.worker.memory.target": False,
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.pause": False,
+        "distributed.worker.memory.terminate": 0.99,
+        # Workers that die are started anew; if none comes back, tasks would wait for ever.
+        "distributed.scheduler.no-workers-timeout": "5 minutes",
+        # Before the process starts: the C library reads its tunables only then.
+        "distributed.nanny.pre-spawn-environ": {**dask.config.get("distributed.nanny.pre-spawn-environ"), **HUGE_PAGES},
+    }
+    with ExitStack() as stack:
+        folder = stack.enter_context(TemporaryDirectory(prefix="svision-dask-", ignore_cleanup_errors=True))
+        stack.enter_context(dask.config.set(settings))
+        scheduler = {
+            "host": "127.0.0.1",  # whoever reaches a scheduler's port can run code
+            "dashboard": dask.config.get(DASHBOARD, False),
+            # Any free port for what is served even without a dashboard: 8787 would warn when it is taken.
+            "dashboard_address": "127.0.0.1:0",
+        }
+        worker = {
+            "host": "127.0.0.1",
+            "nthreads": GPU_SEATS if gpus else 1,
+            "memory_limit": memory_bytes,
+            "dashboard": False,
+            "local_directory": folder,
+            "silence_logs": logging.CRITICAL,  # a region's failure is reported once, by us
+        }
+        own = [{"env": {"CUDA_VISIBLE_DEVICES": _visible(gpu)}} for gpu in gpus] or [{}] * workers
+        with _deaf_to_signals():
+            cluster = SpecCluster(
+                scheduler={"cls": Scheduler, "options": scheduler},
+                workers={i: {"cls": Nanny, "options": {**worker, **own[i]}} for i in range(workers)},
+                silence_logs=logging.CRITICAL,
+            )
+            client = stack.enter_context(Client(stack.enter_context(cluster)))
+        if dask.config.get(DASHBOARD, False):
+            sys.stderr.write(f"dashboard {client.dashboard_link}\n")
+        yield client
+
+
+def _visible(gpu: str) -> str:
+    """Name a GPU for a process of its own; where only some are visible here, numbers count among those."""
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return visible[int(gpu)] if visible else gpu
+
+
+@contextmanager
+def own_or(client: Client | None, *, workers: int, memory_bytes: int, on_gpus: bool = False) -> Iterator[Client]:
+    """Use the client given, or start a cluster as `local_client` does, with a GPU for each process or none."""
+    if client is not None:
+        yield client
+    else:
+        gpus = [str(number) for number in range(workers)] if on_gpus else []
+        with local_client(workers=workers, memory_bytes=memory_bytes, gpus=gpus) as own:
+            yield own
+
+
+@contextmanager
+def here_or(client: Client | None) -> Iterator[Client]:
+    """Use the client given, or start a process per core, where no plan says how many."""
+    machine = this_machine()
+    with own_or(client, workers=machine.cores, memory_bytes=machine.memory_bytes // machine.cores) as chosen:
+        yield chosen
+
+
+@contextmanager
+def _deaf_to_signals() -> Iterator[None]:
+    """Keep Ctrl-C and SIGTERM from threads and processes that are started inside; this thread hears of them afterwards.
+
+    A terminal sends Ctrl-C to every process, a batch system SIGTERM. Workers, also those started anew later, would end
+    before the client can stop them in order, and a cluster that is interrupted while it starts cannot be closed.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    resource_tracker.ensure_running()  # it unblocks signals in the thread that starts it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,320 @@
+"""From a volume and a model to a finished OME-Zarr: plan, create, fill region by region, coarsen, publish."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from svision_dask.errors import UsageError
+from svision_dask.geometry import SPATIAL, Grid
+from svision_dask.network.architecture import Architecture
+from svision_dask.network.model import Model, load_model
+from svision_dask.omezarr.pyramid import pyramid_grids, whole_steps
+from svision_dask.opening.formats import open_volume
+from svision_dask.plan import Machine, Plan, Wishes, plan_enhancement
+from svision_dask.running.cluster import this_machine, wishes_here
+from svision_dask.running.enhancement import check_model, full_factor
+from svision_dask.running.image import Job, Made, RunProgress, as_recorded, make_image
+from svision_dask.running.label_images import check_labels
+from svision_dask.running.output import check_output
+from svision_dask.running.preflight import check_workers
+from svision_dask.running.regions import CopyTask, EnhanceTask
+from svision_dask.stores.locations import Location, Remote, located, state_folder
+from svision_dask.training.drift import DriftWarning, drift
+from svision_dask.volume import Volume
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was made."""
+
+    output: str
+    plan: Plan
+    made: Made
+    model_path: str
+    model_digest: str
+    seconds: float
+    """Of enhancing, writing and coarsening; without training."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {**asdict(self), "plan": self.plan.to_json()}
+
+
+def plan_volume(
+    volume: Volume,
+    design: Architecture,
+    *,
+    output: str | Location | None = None,
+    dtype: str = "same",
+    wishes: Wishes | None = None,
+    machine: Machine | None = None,
+    client: Client | None = None,
+) -> Plan:
+    """Plan the enhancement of ``volume`` by a model of ``design``, trained or not.
+
+    Parameters
+    ----------
+    volume, design
+        What is enhanced, and by what.
+    output
+        Where it is to be made; its disk must have room for it.
+    dtype
+        ``"same"`` as the volume's, or ``"float32"``.
+    wishes
+        What is fixed already.
+    machine
+        To plan for; by default, this one.
+    client
+        Of a cluster to plan for instead.
+
+    Raises
+    ------
+    ClusterError
+        If workers of the cluster cannot do the work.
+    PlanError
+        If it cannot be cut as asked, or does not fit the machine.
+    UsageError
+        If ``dtype`` is neither ``"same"`` nor ``"float32"``, or the pyramid cannot be had, as `levels_of`.
+    """
+    if dtype not in ("same", "float32"):
+        raise UsageError(f"dtype {dtype!r}: allowed are same and float32.")
+    written = volume.dtype if dtype == "same" else np.dtype(np.float32)
+    wishes = wishes or Wishes()
+    machine = machine or this_machine(output, gpus=client is None and wishes.device != "cpu")
+    wishes = check_workers(client, device=wishes.device).wishes(wishes) if client else wishes_here(wishes, machine)
+    named = dict(zip(SPATIAL, design.factor, strict=True))
+    plan = plan_enhancement(
+        volume.grid,
+        factor=tuple(named.get(axis, 1) for axis in volume.grid.axes),
+        halo=design.halo,
+        itemsize=volume.dtype.itemsize,
+        dtype=written.name,
+        dtype_itemsize=written.itemsize,
+        tile_bytes=partial(design.tile_bytes, half=wishes.precision not in (None, "float32")),
+        machine=machine,
+        wishes=wishes,
+        sampling=design.sampling,
+    )
+    levels_of(plan, volume)  # a pyramid that cannot be is refused now, and so are labels
+    return plan
+
+
+def enhance_to_zarr(
+    source: Volume | str | Location,
+    output: str | Location,
+    *,
+    model: Model | str | Path,
+    plan: Plan | None = None,
+    dtype: str = "same",
+    wishes: Wishes | None = None,
+    client: Client | None = None,
+    empty_below: float | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    on_progress: Callable[[RunProgress], None] | None = None,
+) -> Report:
+    """Enhance a volume of any size into an OME-Zarr with a pyramid.
+
+    Regions of whole shards are made by the workers of a Dask cluster, a few at a time, so that neither the client nor a
+    worker needs more memory for a larger volume. Every shard is read back. The multiscales metadata are written last:
+    what is unfinished does not look finished. An unfinished output of the same input, model and options is gone on with
+    where it stopped.
+
+    Parameters
+    ----------
+    source
+        A volume, or the path of one. Workers read from its source; a volume without one travels to them.
+    output
+        Folder to make, or the URL of an object store (s3, gs).
+    model
+        A model, which is then kept beside the output, or the path of one; for a URL, see `model_path_beside`.
+    plan
+        Made by ``plan_volume`` for this volume and model; by default, made here from ``dtype`` and ``wishes``.
+    client
+        Of a cluster whose workers see ``source`` and ``output`` under the same paths; by default, worker processes are
+        started on this machine.
+    empty_below
+        Take regions for zeros in which, halo included, every voxel is below this intensity. Tiles of a single value
+        are never computed twice anyway.
+    overwrite
+        Replace an OME-Zarr that is in the way, also an unfinished one.
+    resume
+        Insist on an unfinished output to go on with.
+    on_progress
+        Called after each region.
+
+    Returns
+    -------
+    Report
+        What was made.
+
+    Raises
+    ------
+    SvisionError
+        Of the class that fits; see ``errors``.
+
+    Warns
+    -----
+    DriftWarning
+        If the volume is unlike the one that the model was trained on.
+    """
+    started = time.monotonic()
+    volume = source if isinstance(source, Volume) else open_volume(source)
+    check_output(output, *volume.paths, overwrite=overwrite, resume=resume)
+    if empty_below is not None and not math.isfinite(empty_below):
+        raise UsageError(f"empty_below {empty_below}: allowed are finite numbers. Use --empty-below 0.")
+    trained = model if isinstance(model, Model) else load_model(model)
+    check_model(trained, volume)
+    differences = drift(trained, volume)
+    for difference in differences:
+        warnings.warn(f"{volume.name}: {difference}. Train on this volume, or renormalise.", DriftWarning, stacklevel=2)
+    wishes = (wishes or Wishes()) if overwrite else as_recorded(output, wishes)
+    plan = plan or plan_volume(volume, trained.architecture, output=output, dtype=dtype, wishes=wishes, client=client)
+    if client is not None:
+        check_workers(client, volume=volume, output=output, device=plan.backend.device)
+    _check_plan(plan, volume, trained)
+    kept = model_path_beside(output, trained.digest)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(model) if isinstance(model, (str, Path)) else trained.save(kept)
+    task = EnhanceTask(
+        volume=volume.bare,
+        model_path=str(path.absolute()),
+        model_digest=trained.digest,
+        output=str(located(output).absolute()),
+        plan=plan,
+        empty_below=empty_below,
+    )
+    about = {
+        "package": f"svision-dask {version('svision-dask')}",
+        "input": volume.name,
+        "dropped": list(volume.dropped),
+        "model": trained.digest,
+        "drift": differences,
+        # The loss curve stays in the model, which is kept; readers of the image load all of its attributes.
+        "training": {key: value for key, value in trained.provenance.items() if key != "loss"},
+    }
+    job = Job(
+        volume=volume,
+        output=located(output),
+        plan=plan,
+        task=task,
+        model=trained.digest,
+        about=about,
+        empty_below=empty_below,
+        levels=levels_of(plan, volume),
+    )
+    made = make_image(job, client=client, overwrite=overwrite, on_progress=on_progress)
+    return Report(
+        output=str(output),
+        plan=plan,
+        made=made,
+        model_path=str(path),
+        model_digest=trained.digest,
+        seconds=time.monotonic() - started,
+    )
+
+
+def levels_of(plan: Plan, volume: Volume) -> tuple[Grid, ...]:
+    """Choose the grids of an output's pyramid, on which its labels can be written too.
+
+    Raises
+    ------
+    PlanError
+        If regions of labels, which may have larger voxels than the image, do not fit where those of the image do.
+    UsageError
+        If it is to match that of the input, and there is none, or its steps are not whole.
+    """
+    steps = whole_steps(volume.levels) if plan.pyramid == "match" and volume.levels else ()
+    if plan.pyramid == "match" and (steps is None or not volume.levels):
+        what = "has levels that are not whole steps apart" if volume.levels else "has no pyramid to match"
+        raise UsageError(f"{volume.name} {what}. Use --pyramid isotropic, xy or none.")
+    levels = tuple(pyramid_grids(plan.fine, kind=plan.pyramid, steps=steps or ()))
+    check_labels(volume.labels, levels, plan)
+    return levels
+
+
+def _check_plan(plan: Plan, volume: Volume, model: Model) -> None:
+    """Refuse a plan made for something else: its spacing would be published as this volume's."""
+    made_for = (
+        plan.coarse,
+        plan.fine,
+        tuple(h for h, a in zip(plan.halo, plan.coarse.axes, strict=True) if a in SPATIAL),
+    )
+    axes = volume.grid.axes
+    halo = tuple(h for h, a in zip(model.halo, SPATIAL, strict=True) if a in axes)
+    fine = volume.grid.finer(full_factor(model, axes), model.architecture.sampling)
+    of_type = plan.dtype in (volume.dtype.name, "float32")  # any other would be clipped without a word
+    if made_for != (volume.grid, fine, halo) or not of_type:
+        raise UsageError(f"plan: made for another volume or model than {volume.name}. Make it with plan_volume.")
+
+
+def model_path_beside(output: str | Location, digest: str) -> Path:
+    """Where ``enhance_to_zarr`` keeps a model: named by its content, so that a file never changes under its name.
+
+    For an output at a URL it is in a folder of the user (`locations.state_folder`), which workers must see.
+    """
+    target = located(output).absolute()
+    folder = state_folder(target) if isinstance(target, Remote) else target.parent
+    return folder / f"{target.name.removesuffix('.zarr').removesuffix('.ome')}-{digest[:8]}.safetensors"
+
+
+def copy_to_zarr(
+    volume: Volume,
+    output: str | Location,
+    *,
+    wishes: Wishes | None = None,
+    client: Client | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    on_progress: Callable[[RunProgress], None] | None = None,
+) -> Plan:
+    """Write a volume as it is into an OME-Zarr with a pyramid: ``enhance_to_zarr`` without a model.
+
+    Raises
+    ------
+    SvisionError
+        Of the class that fits; see ``errors``.
+    """
+    check_output(output, *volume.paths, overwrite=overwrite, resume=resume)
+    ones = (1,) * len(volume.grid.axes)
+    wishes = (wishes or Wishes()) if overwrite else as_recorded(output, wishes)
+    if client is not None:
+        wishes = check_workers(client, volume=volume, output=output).wishes(wishes)
+    plan = plan_enhancement(
+        volume.grid,
+        factor=ones,
+        halo=(0, 0, 0),
+        itemsize=volume.dtype.itemsize,
+        dtype=volume.dtype.name,
+        dtype_itemsize=volume.dtype.itemsize,
+        tile_bytes=lambda tile: 0,
+        machine=this_machine(output),
+        wishes=replace(wishes, device="cpu", gpu_bytes=None),
+    )
+    package = f"svision-dask {version('svision-dask')}"
+    about = {"package": package, "input": volume.name, "dropped": list(volume.dropped)}
+    task = CopyTask(volume=volume.bare, output=str(located(output).absolute()))
+    job = Job(
+        volume=volume,
+        output=located(output),
+        plan=plan,
+        task=task,
+        model=None,
+        about=about,
+        levels=levels_of(plan, volume),
+    )
+    make_image(job, client=client, overwrite=overwrite, on_progress=on_progress)
+    return plan

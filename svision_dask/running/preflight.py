@@ -1,0 +1,327 @@
+"""Look at every worker of a cluster before the first region: versions, memory, what it can read and write."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from svision_dask.backend import Device, best_precision, own_gpu, share_of_gpu
+from svision_dask.errors import ClusterError, SvisionError, one_line
+from svision_dask.plan import Wishes
+from svision_dask.stores.locations import Location, located
+from svision_dask.volume import Volume
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Result = TypeVar("Result")
+
+PACKAGES = ("svision-dask", "dask", "distributed", "numcodecs", "numpy", "tifffile", "torch", "zarr")
+"""What must be the same everywhere."""
+SHARE_OF_LIMIT = 0.7
+"""What a region may use of a worker's memory limit: dask pauses a worker at 0.8 of it."""
+ANSWER_SECONDS = 60
+"""How long a worker may take to answer; the first time it has to import what we need."""
+CLOCK_SECONDS = 60.0
+"""By how much clocks may differ before it is worth a word."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """What is known about one worker process."""
+
+    address: str
+    host: str
+    threads: int
+    memory_bytes: int
+    """What it may use: its limit, or its share of what is free on its host."""
+    gpu_bytes: int
+    """Free memory of its GPU; 0 if it has none."""
+    halves: tuple[Device, ...]
+    """What has instructions for bfloat16 there."""
+    versions: Mapping[str, str]
+    """Of Python and of ``PACKAGES``; empty where a package is not installed."""
+    clock: float
+    """Seconds by which its clock is ahead."""
+    problems: tuple[str, ...] = ()
+    """Why it cannot do the work, each in a few words."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crew:
+    """The workers of a cluster."""
+
+    workers: tuple[Worker, ...]
+
+    def wishes(self, wishes: Wishes) -> Wishes:
+        """Have a plan made for the least of these workers, one region at a time in each."""
+        limit = min(worker.memory_bytes for worker in self.workers)
+        on_gpu = self.gpus == len(self.workers) and wishes.device != "cpu"
+        device: Device = "cuda" if on_gpu else "cpu"
+        half = all(device in worker.halves for worker in self.workers)
+        return replace(
+            wishes,
+            device=device,
+            precision=wishes.precision or ("bfloat16" if half else "float32"),
+            gpu_bytes=share_of_gpu(worker.gpu_bytes for worker in self.workers) if on_gpu else None,
+            workers=len(self.workers),
+            threads=min(worker.threads for worker in self.workers),
+            worker_memory_bytes=min(limit, wishes.worker_memory_bytes or limit),
+        )
+
+    @property
+    def gpus(self) -> int:
+        """How many of them have a GPU."""
+        return sum(worker.gpu_bytes > 0 for worker in self.workers)
+
+    @property
+    def warnings(self) -> Iterator[str]:
+        """Put into words what does no harm to the result, but to logs or to speed."""
+        for worker in self.workers:
+            if abs(worker.clock) > CLOCK_SECONDS:
+                yield f"{worker.host}: its clock is {worker.clock:+.0f} s off"
+        if 0 < self.gpus < len(self.workers):
+            yield f"{self.gpus} of {len(self.workers)} workers have a GPU, which is not used: all must compute alike"
+
+    @property
+    def problems(self) -> Iterator[str]:
+        """Name what keeps workers from the work, and where."""
+        for worker in self.workers:
+            yield from (f"{worker.host} ({worker.address}): {problem}" for problem in worker.problems)
+
+
+def inspect_workers(
+    client: Client,
+    *,
+    volume: Volume | None = None,
+    output: str | Location | None = None,
+    device: Device | None = None,
+) -> Crew:
+    """Ask every worker for its versions, memory and GPU, and have it read the input and write beside the output.
+
+    Parameters
+    ----------
+    client
+        Of the cluster.
+    volume
+        What workers must be able to read, if anything.
+    output
+        What workers must be able to write, in the folder that this process sees.
+    device
+        ``"cuda"`` if each of them must have a GPU.
+
+    Raises
+    ------
+    ClusterError
+        If there are no workers.
+    """
+    known = client.scheduler_info(n_workers=-1)["workers"]
+    seen = _asked(client, _version_probe(PACKAGES))
+    now, ours = time.time(), versions_here()
+    hosts = [facts["host"] for facts in seen.values()]
+    workers = []
+    for address in known.keys() & seen.keys():  # some may have come or gone in between
+        facts, limit = seen[address], known[address]["memory_limit"] or 0
+        share = facts["free"] // hosts.count(facts["host"])
+        workers.append(
+            Worker(
+                address=address,
+                host=facts["host"],
+                threads=known[address]["nthreads"],
+                memory_bytes=int(SHARE_OF_LIMIT * min(limit or share, share)),
+                gpu_bytes=0,
+                halves=(),
+                versions=facts["versions"],
+                clock=facts["clock"] - now,
+                problems=tuple(_differences(ours, facts["versions"])),
+            )
+        )
+    if not workers:
+        raise ClusterError("the cluster has no workers. Start some.")
+    if not any(worker.problems for worker in workers):  # others could not even take our question
+        workers = _tried(client, workers, volume, output, device)
+    return Crew(workers=tuple(sorted(workers, key=lambda worker: (worker.host, worker.address))))
+
+
+def _asked(client: Client, question: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    """Have every worker run a function, and wait no longer than it may take."""
+    from distributed.comm.core import CommClosedError
+
+    try:
+        answers = within(ANSWER_SECONDS, partial(client.run, question, *arguments, on_error="return"))
+    except TimeoutError as error:
+        there = ", ".join(sorted(client.scheduler_info(n_workers=-1)["workers"]))
+        raise ClusterError(f"not every worker answers within {ANSWER_SECONDS} s. Look at {there}.") from error
+    gone = {address: answer for address, answer in answers.items() if isinstance(answer, CommClosedError)}
+    return {address: answer for address, answer in answers.items() if address not in gone}
+
+
+def within(seconds: float, function: Callable[[], Result]) -> Result:
+    """Call what may never return, in a thread that is left alone if it takes longer.
+
+    Raises
+    ------
+    TimeoutError
+        If it does.
+    """
+    outcome: Future[Result] = Future()
+
+    def call() -> None:
+        try:
+            outcome.set_result(function())
+        except BaseException as error:  # whatever it is, it is the caller's
+            outcome.set_exception(error)
+
+    Thread(target=call, daemon=True).start()
+    return outcome.result(seconds)
+
+
+def check_workers(client: Client, **wanted: Any) -> Crew:
+    """Inspect workers as `inspect_workers` does, and refuse a cluster in which one of them cannot do the work.
+
+    Raises
+    ------
+    ClusterError
+        If so; with its host, and what is wrong there.
+    """
+    crew = inspect_workers(client, **wanted)
+    problems = list(crew.problems)
+    if problems:
+        more = f" ({len(problems) - 1} more; see svision-dask workers.)" if len(problems) > 1 else ""
+        raise ClusterError(f"worker on {problems[0]}{more}")
+    return crew
+
+
+def _tried(
+    client: Client,
+    workers: Sequence[Worker],
+    volume: Volume | None,
+    output: str | Location | None,
+    device: Device | None,
+) -> list[Worker]:
+    """Let workers read and write, and add what came of it."""
+    token: Location | None = None
+    if output is not None:
+        # Where it is, if it is to be made itself: nothing is made before it is known that the work can be done.
+        target = located(output).absolute()
+        if isinstance(target, Path):
+            target = next(parent for parent in target.parents if parent.is_dir())
+        token = target / f".svision-{uuid.uuid4().hex}.probe"
+        token.write_bytes(token.name.encode())
+    try:
+        # A volume in memory travels with the work; there is nothing to try.
+        there = volume if volume is not None and volume.source is not None else None
+        found = _asked(client, _try, there, str(token) if token else None)
+    finally:
+        if token is not None:
+            token.unlink(missing_ok=True)
+    tried = [(worker, found[worker.address]) for worker in workers if worker.address in found]
+    users = Counter((worker.host, answer.gpu[0]) for worker, answer in tried if _has_gpu(answer))
+    return [_with(worker, answer, device, users) for worker, answer in tried]
+
+
+def _has_gpu(answer: Any) -> bool:
+    return not isinstance(answer, BaseException) and answer.gpu is not None
+
+
+def _with(worker: Worker, answer: Any, device: Device | None, users: Mapping[tuple[str, str], int]) -> Worker:
+    """Add what a worker answered; workers that share a GPU share its memory."""
+    if isinstance(answer, BaseException):
+        return replace(worker, problems=(one_line(answer),))
+    problems, gpu = answer.problems, answer.gpu
+    if device == "cuda" and gpu is None:
+        problems = (*problems, "torch finds no GPU. Leave out --device, or use workers that have one")
+    share = gpu[1] // users[worker.host, gpu[0]] if gpu is not None else 0
+    return replace(worker, problems=problems, gpu_bytes=share, halves=answer.halves)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    """Of a worker that was asked to try."""
+
+    problems: tuple[str, ...]
+    gpu: tuple[str, int] | None
+    """Name and free bytes of its own."""
+    halves: tuple[Device, ...]
+
+
+def _try(volume: Volume | None, token: str | None) -> _Answer:
+    """Run by each worker: say what does not work, and what it computes with."""
+    problems = []
+    if volume is not None:
+        try:
+            volume.read(tuple(slice(0, 1) for _ in volume.grid.axes))
+        except (SvisionError, OSError, ValueError, RuntimeError) as error:
+            problems.append(f"cannot read the input: {one_line(error)}")
+    if token is not None:
+        problems += _write_problems(located(token))
+    gpu = own_gpu()
+    devices: Sequence[Device] = ("cpu", "cuda") if gpu else ("cpu",)
+    halves = tuple(device for device in devices if best_precision(device) == "bfloat16")
+    return _Answer(problems=tuple(problems), gpu=gpu, halves=halves)
+
+
+def _write_problems(token: Location) -> Iterator[str]:
+    """See whether the folder of ``token`` is the one in which the client made it, and can be written."""
+    if not token.is_file():
+        yield f"does not see {token.parent}, where the output is made. Mount it, or choose a shared folder"
+        return
+    own = token.parent / f"{token.name}.{uuid.uuid4().hex}"
+    try:
+        own.write_bytes(b"svision-dask")
+    except OSError as error:
+        yield f"cannot write to {token.parent}: {one_line(error)}"
+    finally:
+        own.unlink(missing_ok=True)
+
+
+def _differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> Iterator[str]:
+    for name, wanted in ours.items():
+        has = theirs[name]
+        if has.split("+")[0] != wanted:
+            yield f"{name} {has or 'is not installed'}, and here {wanted}. Install the same version"
+
+
+def versions_here() -> dict[str, str]:
+    """Versions that must be the same everywhere, but for how a package was built: with or without support of GPUs."""
+    found = _version_probe(PACKAGES)()["versions"]
+    return {name: version.split("+")[0] for name, version in found.items()}
+
+
+def _version_probe(packages: Sequence[str]) -> Any:
+    """Make a function that runs where this package is not even installed: cloudpickle carries local ones by value."""
+
+    def probe() -> dict[str, Any]:
+        import platform
+        import time
+        from importlib.metadata import PackageNotFoundError, version
+
+        import psutil
+        from distributed.system import MEMORY_LIMIT
+
+        versions = {"python": ".".join(platform.python_version_tuple()[:2])}
+        for name in packages:
+            try:
+                versions[name] = version(name)
+            except PackageNotFoundError:
+                versions[name] = ""
+        return {
+            "host": platform.node(),
+            "versions": versions,
+            "free": min(psutil.virtual_memory().available, MEMORY_LIMIT),
+            "clock": time.time(),
+        }
+
+    return probe

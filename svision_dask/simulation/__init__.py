@@ -1,0 +1,1 @@
+"""A simulated two-photon volume, and the whole line shown on it."""

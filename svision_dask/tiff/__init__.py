@@ -1,0 +1,1 @@
+"""TIFF: one file, many, or folders of planes, read lazily as one volume."""
