@@ -184,6 +184,31 @@ def test_any_box_of_labels_on_another_grid_is_what_a_search_finds(count, factor,
     np.testing.assert_array_equal(source[start:, 0], expected[start:])
 
 
+class Counted:
+    """Voxels that say how many of them were asked for at once, at most."""
+
+    def __init__(self, voxels: np.ndarray) -> None:
+        self.voxels, self.most = voxels, 0
+
+    def __getitem__(self, box: Any) -> np.ndarray:
+        block = self.voxels[box]
+        self.most = max(self.most, block.size)
+        return block
+
+
+def test_a_coarse_level_of_large_labels_is_read_in_parts(monkeypatch):
+    monkeypatch.setattr("svision_dask.omezarr.labels.AT_ONCE", 4096)
+    voxels = np.arange(64 * 64 * 64, dtype="u4").reshape(64, 64, 64)
+    stored = Grid(axes="zyx", shape=voxels.shape, spacing=(1, 1, 1), origin=(0, 0, 0), units=(None,) * 3)
+    coarse, counted = stored.coarser((8, 8, 8)), Counted(voxels)
+    source = NearestSource(counted, stored, coarse, coarse.shape, voxels.dtype)
+    np.testing.assert_array_equal(source[:, :, 1:], voxels[3::8, 3::8, 11::8])
+    assert counted.most <= 4096
+    same = NearestSource(counted, stored, stored, stored.shape, voxels.dtype)
+    np.testing.assert_array_equal(same[:], voxels)
+    assert counted.most == voxels.size  # where all of them count, in one piece
+
+
 def test_labels_of_a_coarser_level_are_brought_to_the_finest(client, tmp_path):
     labels = label_voxels()[:, ::3, ::3].copy()
     spacing = [2.0, 1.5, 1.5]

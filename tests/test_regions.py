@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +118,18 @@ def test_a_process_takes_no_more_regions_at_once_than_planned_whatever_its_threa
     with Client(n_workers=1, threads_per_worker=8, processes=False, dashboard_address=None) as client:
         run_regions(client, Counted(tmp_path), REGIONS, on_receipt=lambda receipt: None, seats=seats)
     assert max(int(note.read_text()) for note in tmp_path.glob("most*")) == seats
+
+
+def test_a_script_without_a_guard_is_told_of_it(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from svision_dask.running.cluster import local_client\nlocal_client(workers=1, memory_bytes=2**30).__enter__()"
+    )
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].endswith(
+        'A script must do its work below `if __name__ == "__main__":`, because every worker process imports it first.'
+    )
 
 
 def test_a_worker_that_came_later_with_other_versions_takes_no_region(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,8 @@ from svision_dask.volume import Box, Label, Missing, Source, Volume, split_box
 
 ROUNDING = 2.0**20
 """World coordinates are compared in millionths of a voxel: a place halfway between two must not depend on rounding."""
+AT_ONCE = 2**22
+"""Stored voxels read in one piece where most are of no use: on a coarse level, only one in many is the nearest."""
 
 
 def read_labels(path: Location, image: Volume, missing: Missing) -> tuple[tuple[Label, ...], tuple[str, ...]]:
@@ -135,11 +138,18 @@ class NearestSource:
     def __getitem__(self, box: Any, /) -> npt.NDArray[Any]:
         """Read a box in one request."""
         ranges, rest = split_box(box, self.shape)
-        places = [self._places(axis, *r) for axis, r in enumerate(ranges)]
-        block = np.asarray(self.source[_around(places)])
-        inside = np.ix_(*(p - p[0] for p in places))
-        voxels: npt.NDArray[Any] = block[inside][rest]
+        voxels: npt.NDArray[Any] = self._nearest([self._places(axis, *r) for axis, r in enumerate(ranges)])[rest]
         return voxels
+
+    def _nearest(self, places: list[npt.NDArray[np.int64]]) -> npt.NDArray[Any]:
+        """Read the stored voxels at ``places`` along each axis; where they lie far apart, part by part."""
+        around = _around(places)
+        longest = max(range(len(places)), key=lambda axis: places[axis].size)
+        if math.prod(b.stop - b.start for b in around) > max(AT_ONCE, 2 * math.prod(p.size for p in places)):
+            halves = np.array_split(places[longest], 2)
+            parts = [self._nearest([*places[:longest], half, *places[longest + 1 :]]) for half in halves if half.size]
+            return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=longest)
+        return np.asarray(self.source[around])[np.ix_(*(p - p[0] for p in places))]
 
     def absent(self, box: Box) -> list[str]:
         """List the stored chunks that ``box`` touches and that are not there."""

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from svision_dask.backend import Device, best_precision, gpu_memory, share_of_gpu
-from svision_dask.errors import ClusterError
+from svision_dask.errors import ClusterError, one_line
 from svision_dask.plan import Machine, Wishes
 from svision_dask.stores.locations import Location, located
 from svision_dask.workload import GPU_SEATS
@@ -74,6 +74,8 @@ def wishes_here(wishes: Wishes, machine: Machine) -> Wishes:
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Tensors come and go by the hundred megabytes; with huge pages the kernel hands them out in half the time or less."""
 
+_GUARD = 'A script must do its work below `if __name__ == "__main__":`, because every worker process imports it first.'
+
 
 @contextmanager
 def local_client(*, workers: int, memory_bytes: int, gpus: Sequence[str] = ()) -> Iterator[Client]:
@@ -87,6 +89,11 @@ def local_client(*, workers: int, memory_bytes: int, gpus: Sequence[str] = ()) -
         What each may use; one that exceeds it is stopped and started anew.
     gpus
         One for each process, as CUDA counts them; none where the processor computes.
+
+    Raises
+    ------
+    ClusterError
+        If they cannot be started.
     """
     import dask
     from distributed import Client, Nanny, Scheduler, SpecCluster
@@ -122,11 +129,14 @@ def local_client(*, workers: int, memory_bytes: int, gpus: Sequence[str] = ()) -
         }
         own = [{"env": {"CUDA_VISIBLE_DEVICES": _visible(gpu)}} for gpu in gpus] or [{}] * workers
         with _deaf_to_signals():
-            cluster = SpecCluster(
-                scheduler={"cls": Scheduler, "options": scheduler},
-                workers={i: {"cls": Nanny, "options": {**worker, **own[i]}} for i in range(workers)},
-                silence_logs=logging.CRITICAL,
-            )
+            try:
+                cluster = SpecCluster(
+                    scheduler={"cls": Scheduler, "options": scheduler},
+                    workers={i: {"cls": Nanny, "options": {**worker, **own[i]}} for i in range(workers)},
+                    silence_logs=logging.CRITICAL,
+                )
+            except RuntimeError as error:
+                raise ClusterError(f"no worker process could be started: {one_line(error)} {_GUARD}") from error
             client = stack.enter_context(Client(stack.enter_context(cluster)))
         if dask.config.get(DASHBOARD, False):
             sys.stderr.write(f"dashboard {client.dashboard_link}\n")
