@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from svision_dask.backend import CPU, Backend, Device, Precision
-from svision_dask.codec import ZSTD, Codec
+from svision_dask.codec import Codec, usual_codec
 from svision_dask.degradation import Sampling
 from svision_dask.errors import PlanError
 from svision_dask.geometry import SPATIAL, Grid, Regions, Shape
@@ -72,7 +72,7 @@ class Plan:
     """Voxel data of the output without its pyramid, uncompressed."""
     disk_free_bytes: int | None = None
     backend: Backend = CPU
-    codec: Codec = ZSTD
+    codec: Codec
     pyramid: Pyramid = "isotropic"
 
     @property
@@ -139,7 +139,7 @@ class Wishes:
     gpu_bytes: int | None = None
     """What a forward pass may use of each GPU; None where the processor computes."""
     version: Version = "0.5"
-    codec: Codec = ZSTD
+    codec: Codec | None = None
     pyramid: Pyramid = "isotropic"
 
 
@@ -223,7 +223,7 @@ def plan_enhancement(
         write_bytes=write_bytes,
         disk_free_bytes=machine.disk_free_bytes,
         backend=Backend(device=wishes.device or "cpu", precision=wishes.precision or "float32"),
-        codec=wishes.codec,
+        codec=wishes.codec or usual_codec(wishes.version),
         pyramid=wishes.pyramid,
     )
 

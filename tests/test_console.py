@@ -140,7 +140,7 @@ def test_an_omezarr_in_words_has_every_level_and_how_it_is_stored(image):
     assert "format   OME-Zarr 0.5" in text
     assert "level 0  2×30×40×50" in text
     assert "level 1  2×30×20×25" in text
-    assert "chunks 1×8×16×16 in shards 1×16×32×32, zstd" in text
+    assert "chunks 1×8×16×16 in shards 1×16×32×32, blosc" in text
 
 
 def test_the_facts_of_an_omezarr_are_the_same_as_plain_values(image):

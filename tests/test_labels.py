@@ -415,6 +415,13 @@ def test_chunks_are_compressed_as_asked(client, tmp_path, codec, version):
         assert [c["name"] for c in sharding["configuration"]["codecs"]] == v3
 
 
+@pytest.mark.parametrize(("version", "said"), [("0.4", "zstd"), ("0.5", "blosc-zstd")])
+def test_the_usual_codec_is_the_one_with_a_checksum(client, tmp_path, version, said):
+    volume, output = open_volume(plain(tmp_path, (5, 20, 21))), tmp_path / "out.zarr"
+    copy_to_zarr(volume, output, client=client, wishes=Wishes(version=version))
+    assert describe_omezarr(output).levels[0].compressors == (said,) + ("crc32c",) * (version == "0.5")
+
+
 @pytest.mark.parametrize("codec", ["zstd:0", "zstd:23", "lzma", "", "none:1", "zstd:x", "blosc:10"])
 def test_a_codec_that_is_not_one_is_refused(tmp_path, codec):
     with pytest.raises(UsageError, match=r"--codec .*allowed are zstd:1–22, gzip:1–9, blosc:1–9, none"):

@@ -244,7 +244,7 @@ def wishes_given(volume: Volume, given: Given) -> Wishes:
         workers=given.get("workers"),
         worker_memory_bytes=parse_size(memory, option="--memory") if memory is not None else None,
         version=given["version"],
-        codec=parse_codec(given["codec"]),
+        codec=parse_codec(given["codec"]) if given.get("codec") is not None else None,
         pyramid=given["pyramid"],
         device=given.get("device"),
         precision=given.get("precision"),

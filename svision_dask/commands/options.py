@@ -89,7 +89,7 @@ learning = _options(
 storing = _options(
     click.option("--chunks", help="Output voxels per chunk."),
     click.option("--shards", help="Output voxels per shard; whole chunks."),
-    click.option("--codec", default="zstd", show_default=True, help="zstd, blosc, gzip, each with :LEVEL; or none."),
+    click.option("--codec", help="blosc (default), zstd (default of 0.4) or gzip, each with :LEVEL; or none."),
     click.option(
         "--pyramid",
         type=click.Choice(PYRAMIDS),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from svision_dask.codec import ZSTD, Codec
+from svision_dask.codec import Codec
 from svision_dask.errors import PlanError, UsageError
 from svision_dask.geometry import Grid, Shape
 from svision_dask.plan import Version
@@ -55,7 +55,7 @@ def create_level(
     dtype: np.dtype[Any],
     chunks: Shape,
     shards: Shape | None,
-    codec: Codec = ZSTD,
+    codec: Codec,
 ) -> None:
     """Make the empty array of one level; chunks of zeros are stored, too."""
     chunks, shards = storage_shapes(grid.shape, chunks, shards)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from svision_dask.codec import ZSTD, Codec
+from svision_dask.codec import Codec, usual_codec
 from svision_dask.errors import OutputError, UsageError
 from svision_dask.geometry import Grid, Shape
 from svision_dask.omezarr.arrays import check_storage, create_level
@@ -35,7 +35,7 @@ def create_store(
     dtype: npt.DTypeLike,
     chunks: Shape,
     shards: Shape | None = None,
-    codec: Codec = ZSTD,
+    codec: Codec | None = None,
     version: Version = "0.5",
     attributes: Mapping[str, Any],
 ) -> None:
@@ -56,7 +56,7 @@ def create_store(
     chunks, shards
         Voxels per chunk and shard of level 0; see `storage_shapes` for the others. No shards in OME-Zarr 0.4.
     codec
-        How chunks are compressed.
+        How chunks are compressed; by default, as `usual_codec` says.
     version
         OME-Zarr 0.5 (zarr v3) or 0.4 (zarr v2).
     attributes
@@ -77,7 +77,12 @@ def create_store(
     _check_json(provenance)
     if path.exists() and (isinstance(path, Remote) or not (path.is_dir() and not any(path.iterdir()))):
         raise OutputError(f"{path} exists already. Choose another name, or remove it first.")
-    storage: Any = {"dtype": np.dtype(dtype), "chunks": chunks, "shards": shards, "codec": codec}
+    storage: Any = {
+        "dtype": np.dtype(dtype),
+        "chunks": chunks,
+        "shards": shards,
+        "codec": codec or usual_codec(version),
+    }
     if isinstance(path, Remote):
         _create_group(path, version, provenance)
         add_levels(path, levels, version=version, **storage)
@@ -105,7 +110,7 @@ def add_levels(
     dtype: npt.DTypeLike,
     chunks: Shape,
     shards: Shape | None,
-    codec: Codec = ZSTD,
+    codec: Codec | None = None,
 ) -> None:
     """Make those arrays of a store at a URL that are not there: `create_store` may have been stopped among them.
 
@@ -118,8 +123,8 @@ def add_levels(
     try:
         for number, grid in enumerate(levels):
             if not (path / str(number) / name).is_file():
-                storage: Any = {"dtype": np.dtype(dtype), "chunks": chunks, "shards": shards, "codec": codec}
-                create_level(group, str(number), grid, **storage)
+                storage: Any = {"dtype": np.dtype(dtype), "chunks": chunks, "shards": shards}
+                create_level(group, str(number), grid, codec=codec or usual_codec(version), **storage)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {first_problem(error)}.") from error
 

@@ -202,7 +202,7 @@ def _asked(
         "dtype": dtype,
         "opening": dict(opening or {}),
         "version": wishes.version,
-        "codec": asdict(wishes.codec),
+        "codec": wishes.codec and asdict(wishes.codec),
         "pyramid": wishes.pyramid,
         "chunk": wishes.chunk and dict(wishes.chunk),
         "shard": wishes.shard and dict(wishes.shard),
