@@ -55,7 +55,7 @@ def copied(volume, at: Path) -> Receipt | str:
 
 
 @pytest.fixture(scope="module")
-def s3(tmp_path_factory):
+def s3(tmp_path_factory, fresh_workers):
     """moto behind a server that fails as it is told; every process finds it, and its key, in the environment."""
     with serve_s3() as behind, serve_before(behind or "") as (url, faults), pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", url)
