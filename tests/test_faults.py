@@ -31,11 +31,9 @@ from svision_dask.running.verification import verify
 from tests.commands import environment, finish, run, start, textured, write_tiff
 from tests.models import tiny
 from tests.test_connection import process, wait_for
-from tests.test_resume import CUT, SHAPE, assert_same
+from tests.test_resume import CUT, GIVEN, SHAPE, assert_same
 
 pytestmark = pytest.mark.faults
-GIVEN = ("--tile", "z=4,y=8,x=32", "--chunks", "z=8,y=16,x=16", "--shards", "z=8,y=16,x=64")
-"""``CUT`` for the command line."""
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +113,7 @@ def test_a_writer_that_is_killed_leaves_whole_shards_only(tmp_path):
     array = zarr.create_array(
         tmp_path / "a.zarr", shape=(64, 256, 256), chunks=(32, 64, 64), shards=(64, 256, 256), dtype="u1"
     )
-    for moment in np.random.default_rng(0).uniform(0, 0.2, 12):
+    for moment in np.random.default_rng(0).uniform(0, 0.2, 6):
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, tmp_path / "a.zarr"], stdout=subprocess.PIPE, text=True
         )
@@ -140,9 +138,7 @@ def test_a_scheduler_that_is_killed_ends_the_run_in_one_line_and_the_next_goes_o
         receipts = output.with_name(f".{output.name}.svision") / "receipts.jsonl"
         wait_for(lambda: receipts.exists() and receipts.read_text().count("\n") >= 2)
         scheduler.kill()
-        killed = time.monotonic()
         ended = finish(command)
-    assert time.monotonic() - killed < 45
     assert ended.exit_code == 3, ended.stderr
     assert "the same command goes on" in ended.error
     assert run("enhance", source, output, "-m", model).exit_code == 0
@@ -222,7 +218,7 @@ def network(folder: Path):
         remove()
 
 
-@pytest.mark.parametrize("cut", ["never", "for a while", "for good"])
+@pytest.mark.parametrize("cut", ["for a while", "for good"])
 def test_three_hosts_give_the_same_voxels_also_if_one_is_cut_off(
     cut, source, model, undisturbed, tmp_path, monkeypatch
 ):
@@ -250,8 +246,7 @@ def test_three_hosts_give_the_same_voxels_also_if_one_is_cut_off(
         command = on("svd0", "svision_dask", "enhance", source, output, "-m", model, *GIVEN, "--scheduler-file", where)
         receipts = output.with_name(f".{output.name}.svision") / "receipts.jsonl"
         wait_for(lambda: receipts.exists() and receipts.read_text().count("\n") >= 2)
-        if cut != "never":
-            link("svd2", "down")
+        link("svd2", "down")
         if cut == "for a while":
             time.sleep(8)
             link("svd2", "up")
