@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import runpy
 from dataclasses import asdict
 from pathlib import Path
 
@@ -136,10 +135,12 @@ def test_an_interrupted_demonstration_starts_again_and_overwrite_replaces_a_fini
     assert json.loads((tmp_path / RESULTS).read_text())["seed"] == 1
 
 
-def test_the_benchmark_runs_and_finds_the_same_scores_for_the_same_seed(tmp_path):
+def test_the_benchmark_runs_and_finds_the_same_scores_for_the_same_seed(tmp_path, monkeypatch):
     script, output = Path(__file__).parents[1] / "benchmarks" / "demo.py", tmp_path / "demo.json"
     size = ["--shape", *map(str, TINY["shape"]), "--steps", str(TINY["steps"])]
-    subprocess.run([sys.executable, script, "--seeds", "0", "1", *size, "--output", output], check=True, timeout=300)
+    monkeypatch.syspath_prepend(str(script.parent))  # as for a script
+    monkeypatch.setattr("sys.argv", [str(script), "--seeds", "0", "1", *size, "--output", str(output)])
+    runpy.run_path(str(script), run_name="__main__")
     found = json.loads(output.read_text())
     first, second = found["runs"]
     assert first["scores"] == [asdict(score) for score in run_demo(tmp_path / "again", **TINY).scores]
