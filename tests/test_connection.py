@@ -69,8 +69,8 @@ def cluster(folder: Path, *, workers: int = 2, tls: tuple[object, ...] = (), thr
 
 
 def wait_for(condition) -> None:
-    """Wait for two minutes at most: on a busy machine, a process may take one to start."""
-    end = time.monotonic() + 120
+    """Wait for four minutes at most: on a busy machine, a process may take one to start."""
+    end = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < end, "nothing happened"
         time.sleep(0.05)
