@@ -57,8 +57,8 @@ def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> Outcome:
-    """Wait for the end of a process."""
-    stdout, stderr = process.communicate(timeout=120)
+    """Wait for the end of a process, on a busy machine too."""
+    stdout, stderr = process.communicate(timeout=300)
     return Outcome(process.returncode, stdout, stderr)
 
 

@@ -251,7 +251,7 @@ print(memory("VmHWM") - before, model.architecture.tile_bytes(tile, half=precisi
 def test_a_forward_pass_takes_as_much_memory_as_was_said(preset, axes, axial, precision, factor, tile):
     command = [sys.executable, "-c", MEASURE, preset, axes, str(axial), precision, *map(str, factor + tile)]
     root = Path(__file__).parents[1]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100, cwd=root)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300, cwd=root)
     measured, said = map(int, done.stdout.split())
     # What the allocator keeps differs from run to run; a plan has so much room beside its tiles.
     assert 0.5 * said <= measured <= said + 32 * 2**20

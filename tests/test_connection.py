@@ -13,15 +13,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 import zarr
+from distributed import Client
 from distributed.security import Security
 
 from svision_dask.errors import ClusterError, UsageError
 from svision_dask.opening.formats import open_volume
 from svision_dask.plan import Machine, Wishes
-from svision_dask.running import connection
+from svision_dask.running import connection, preflight
 from svision_dask.running.cluster import local_client, wishes_here
 from svision_dask.running.connection import Connection, slurm_job
 from svision_dask.running.preflight import PACKAGES, Crew, Worker, inspect_workers, versions_here
@@ -67,8 +69,8 @@ def cluster(folder: Path, *, workers: int = 2, tls: tuple[object, ...] = (), thr
 
 
 def wait_for(condition) -> None:
-    """Wait for half a minute at most."""
-    end = time.monotonic() + 30
+    """Wait for four minutes at most: on a busy machine, a process may take one to start."""
+    end = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < end, "nothing happened"
         time.sleep(0.05)
@@ -117,8 +119,6 @@ def test_a_cluster_that_runs_gives_the_same_voxels(image, alone, tmp_path):
 
 
 def test_the_address_may_come_from_the_environment_of_dask(image, tmp_path, monkeypatch):
-    import dask
-
     with (
         cluster(tmp_path, workers=1) as where,
         dask.config.set({"scheduler-address": json.loads(where.read_text())["address"]}),
@@ -193,6 +193,13 @@ def test_workers_that_cannot_read_the_input_say_so(image, tmp_path):
     assert "gone.ome.tif" in worker.problems[0]
     assert "no GPU" in worker.problems[1]
     assert set(worker.versions) == {"python", *PACKAGES}
+
+
+def test_workers_are_known_also_while_the_client_asks_for_other_things():
+    often = {"distributed.client.scheduler-info-interval": "1ms"}
+    one = {"n_workers": 1, "processes": False, "dashboard_address": None}
+    with dask.config.set(often), Client(**one) as client:
+        assert {len(preflight._known(client)) for _ in range(200)} == {1}
 
 
 @pytest.mark.parametrize(

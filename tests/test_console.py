@@ -166,6 +166,6 @@ def test_an_error_is_one_line_and_its_traceback_comes_with_vv(tmp_path):
 @pytest.mark.parametrize(("number", "code", "word"), [(2, 130, "interrupted"), (15, 143, "terminated")])
 def test_after_the_first_signal_the_end_takes_its_course_whatever_follows(number, code, word):
     command = [sys.executable, "-c", STOPPED_WHILE_CLOSING, "work", str(number)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout) == (code, "closed\n")
     assert done.stderr == f"svision-dask: {word}; the same command goes on with what is unfinished.\n"

@@ -113,7 +113,7 @@ def assert_seamless(model: Model, reference: Model, axes: str, shape: tuple[int,
 
 
 @given(cut=cuts())
-@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 def test_any_cut_gives_the_same_volume(cut) -> None:
     model, axes, shape, chunks, tiles = cut
     assert_seamless(model, model, axes, shape, chunks, tiles)
@@ -128,7 +128,7 @@ def test_the_fast_preset_is_seamless(factor) -> None:
 
 
 @given(cut=cuts())
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.too_slow])
 def test_half_precision_is_as_seamless_to_its_own_rounding(cut) -> None:
     model, axes, shape, chunks, tiles = cut
     voxels, half = random_voxels(shape), Backend(precision="bfloat16")

@@ -31,11 +31,9 @@ from svision_dask.running.verification import verify
 from tests.commands import environment, finish, run, start, textured, write_tiff
 from tests.models import tiny
 from tests.test_connection import process, wait_for
-from tests.test_resume import CUT, SHAPE, assert_same
+from tests.test_resume import CUT, GIVEN, SHAPE, assert_same
 
 pytestmark = pytest.mark.faults
-GIVEN = ("--tile", "z=4,y=8,x=32", "--chunks", "z=8,y=16,x=16", "--shards", "z=8,y=16,x=64")
-"""``CUT`` for the command line."""
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +113,7 @@ def test_a_writer_that_is_killed_leaves_whole_shards_only(tmp_path):
     array = zarr.create_array(
         tmp_path / "a.zarr", shape=(64, 256, 256), chunks=(32, 64, 64), shards=(64, 256, 256), dtype="u1"
     )
-    for moment in np.random.default_rng(0).uniform(0, 0.2, 12):
+    for moment in np.random.default_rng(0).uniform(0, 0.2, 6):
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, tmp_path / "a.zarr"], stdout=subprocess.PIPE, text=True
         )
@@ -138,15 +136,19 @@ def test_a_scheduler_that_is_killed_ends_the_run_in_one_line_and_the_next_goes_o
         stack.enter_context(process("distributed.cli.dask_worker", *worker, "--local-directory", tmp_path / "w"))
         command = start("enhance", source, output, "-m", model, *GIVEN, "--scheduler-file", where)
         receipts = output.with_name(f".{output.name}.svision") / "receipts.jsonl"
-        wait_for(lambda: receipts.exists() and receipts.read_text().count("\n") >= 2)
+        wait_for(partial(has_receipts, receipts, command))
         scheduler.kill()
-        killed = time.monotonic()
         ended = finish(command)
-    assert time.monotonic() - killed < 45
     assert ended.exit_code == 3, ended.stderr
     assert "the same command goes on" in ended.error
     assert run("enhance", source, output, "-m", model).exit_code == 0
     assert_same(output, undisturbed)
+
+
+def has_receipts(receipts: Path, command: subprocess.Popen[str]) -> bool:
+    """Whether two regions are made and others are not, by a command that is at work."""
+    assert command.poll() is None, finish(command).stderr
+    return receipts.exists() and receipts.read_text().count("\n") >= 2
 
 
 @contextmanager
@@ -222,12 +224,14 @@ def network(folder: Path):
         remove()
 
 
-@pytest.mark.parametrize("cut", ["never", "for a while", "for good"])
+@pytest.mark.parametrize("cut", ["for a while", "for good"])
 def test_three_hosts_give_the_same_voxels_also_if_one_is_cut_off(
     cut, source, model, undisturbed, tmp_path, monkeypatch
 ):
     """The worker's task waits between regions, so that the cut comes in the middle."""
     output, where = tmp_path / "fine.zarr", tmp_path / "scheduler.json"
+    # A worker that imports torch on a busy machine may be silent for longer: it does so before it joins.
+    imported = {"DASK_DISTRIBUTED__WORKER__PRELOAD": '["svision_dask.running.regions", "torch"]'}
     patience = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "6s", "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "15s"}
     with network(tmp_path) as link, ExitStack() as stack:
 
@@ -237,7 +241,7 @@ def test_three_hosts_give_the_same_voxels_also_if_one_is_cut_off(
                 stdout=subprocess.PIPE if "svision_dask" in arguments else subprocess.DEVNULL,
                 stderr=subprocess.PIPE if "svision_dask" in arguments else subprocess.DEVNULL,
                 text=True,
-                env={**os.environ, **patience},
+                env={**os.environ, **patience, **imported},
             )
             stack.callback(_ended, started)
             return started
@@ -249,9 +253,8 @@ def test_three_hosts_give_the_same_voxels_also_if_one_is_cut_off(
             on(HOSTS[number - 1], "distributed.cli.dask_worker", *worker, "--local-directory", tmp_path / str(number))
         command = on("svd0", "svision_dask", "enhance", source, output, "-m", model, *GIVEN, "--scheduler-file", where)
         receipts = output.with_name(f".{output.name}.svision") / "receipts.jsonl"
-        wait_for(lambda: receipts.exists() and receipts.read_text().count("\n") >= 2)
-        if cut != "never":
-            link("svd2", "down")
+        wait_for(partial(has_receipts, receipts, command))
+        link("svd2", "down")
         if cut == "for a while":
             time.sleep(8)
             link("svd2", "up")

@@ -331,7 +331,7 @@ def test_an_axis_without_voxels_is_refused():
 
 
 def test_a_million_million_voxels_are_planned_at_once_and_their_regions_made_one_by_one():
-    started = time.monotonic()
+    started = time.process_time()
     plan = plan_of("tczyx", (100, 4, 1000, 1600, 1600), wishes=Wishes(shard=dict.fromkeys("zyx", 64)))
     series = plan_of("tyx", (10**7, 32, 32))
     assert math.prod(plan.coarse.shape) > 10**12
@@ -346,7 +346,7 @@ def test_a_million_million_voxels_are_planned_at_once_and_their_regions_made_one
     finally:
         tracemalloc.stop()
     assert peak < 10**6  # a list of so few would take 10 MB
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_plan_prints_as_plain_values_by_axis():

@@ -280,7 +280,7 @@ def test_channels_of_different_shapes_are_not_put_together(here):
 @pytest.mark.parametrize(("argument", "code"), [("missing.tif", 1), ("--nonsense", 2)])
 def test_a_process_ends_with_the_exit_code_and_one_line(tmp_path, argument, code):
     command = [*PROGRAM, "info", argument]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout) == (code, "")
     assert len(done.stderr.splitlines()) == 1
     assert Outcome(code, "", done.stderr).error

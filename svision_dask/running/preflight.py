@@ -127,7 +127,7 @@ def inspect_workers(
     ClusterError
         If there are no workers.
     """
-    known = client.scheduler_info(n_workers=-1)["workers"]
+    known = _known(client)
     seen = _asked(client, _version_probe(PACKAGES))
     now, ours = time.time(), versions_here()
     hosts = [facts["host"] for facts in seen.values()]
@@ -155,6 +155,17 @@ def inspect_workers(
     return Crew(workers=tuple(sorted(workers, key=lambda worker: (worker.host, worker.address))))
 
 
+def _known(client: Client) -> Mapping[str, Any]:
+    """Ask the scheduler for what it knows of each of its workers, by address.
+
+    ``client.scheduler_info`` returns what the client keeps, which it asks for again and again, without the workers: at
+    such a moment a cluster seems to have none.
+    """
+    identity = client.sync(client.scheduler.identity, n_workers=-1)  # type: ignore[union-attr]
+    workers: Mapping[str, Any] = identity["workers"]
+    return workers
+
+
 def _asked(client: Client, question: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
     """Have every worker run a function, and wait no longer than it may take."""
     from distributed.comm.core import CommClosedError
@@ -162,7 +173,7 @@ def _asked(client: Client, question: Callable[..., Any], *arguments: Any) -> dic
     try:
         answers = within(ANSWER_SECONDS, partial(client.run, question, *arguments, on_error="return"))
     except TimeoutError as error:
-        there = ", ".join(sorted(client.scheduler_info(n_workers=-1)["workers"]))
+        there = ", ".join(sorted(_known(client)))
         raise ClusterError(f"not every worker answers within {ANSWER_SECONDS} s. Look at {there}.") from error
     gone = {address: answer for address, answer in answers.items() if isinstance(answer, CommClosedError)}
     return {address: answer for address, answer in answers.items() if address not in gone}
