@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from benchmarks.memory import measure, ramp_volume, small_model
 from svision_dask.network.architecture import Architecture, Layer, StageSpec
 from svision_dask.plan import Wishes
 from tests.models import untrained
+
+pytestmark = pytest.mark.usefixtures("fresh_workers")
 
 MIB = 2**20
 
