@@ -14,11 +14,11 @@ from distributed import Client
 
 from svision_dask.errors import RegionError
 from svision_dask.geometry import Region, Regions
-from svision_dask.running import regions as module
+from svision_dask.running import scheduling as module
 from svision_dask.running.cluster import local_client
 from svision_dask.running.ledger import Receipt
 from svision_dask.running.preflight import versions_here
-from svision_dask.running.regions import run_regions
+from svision_dask.running.scheduling import run_regions
 
 pytestmark = pytest.mark.faults
 

@@ -23,8 +23,8 @@ from svision_dask.plan import Wishes
 from svision_dask.running import verification
 from svision_dask.running.cluster import local_client
 from svision_dask.running.enhancement import enhance
-from svision_dask.running.image import RunProgress
 from svision_dask.running.pipeline import copy_to_zarr, enhance_to_zarr, plan_volume
+from svision_dask.running.progress import RunProgress
 from svision_dask.running.regions import EnhanceTask
 from svision_dask.running.verification import reopen, verify
 from tests.commands import finish, run, start, textured, write_tiff

@@ -313,7 +313,7 @@ def test_training_fits_one_pass_also_where_an_ensemble_is_used_later():
         scales=[1.0],
     )
     stage.network.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
-    train_stage(stage, pairs, replace(SETTINGS["paper"], steps=3), seed=0, report=lambda step, loss: None)
+    train_stage(stage, pairs, replace(SETTINGS["paper"], steps=3), seed=0, report=lambda step, loss, gain: None)
     assert sum(passes) == 3
 
 
