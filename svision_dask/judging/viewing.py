@@ -22,6 +22,7 @@ from svision_dask.omezarr.metadata import read_attributes, read_provenance
 from svision_dask.omezarr.read import is_omezarr
 from svision_dask.omezarr.write import open_level
 from svision_dask.opening.formats import open_volume
+from svision_dask.running.output import begun_record
 from svision_dask.stores.locations import Location, Remote, located
 from svision_dask.stores.serving import HOST, ImageServer
 
@@ -219,9 +220,7 @@ def _layer(neuroglancer: Any, server: ImageServer, name: str, place: Location, b
         return _Layer(source=source, contrast=_contrast(volume), grid=volume.grid)
     version, attributes = read_attributes(place)
     if read_provenance(place).get("state") == "incomplete":
-        if before is None:
-            raise UsageError(f"{place} is being made: give what it is made of first, which says where it lies.")
-        grid = _growing(place, before.grid)
+        grid = growing(place, before.grid if before else None)
         url = f"{server.url(name)}0/|zarr{version}:"
         return _Layer(source=_placed(neuroglancer, url, grid), contrast=None, grid=grid)
     volume = open_volume(place)
@@ -229,13 +228,30 @@ def _layer(neuroglancer: Any, server: ImageServer, name: str, place: Location, b
     return _Layer(source=f"{server.url(name)}|zarr{version}:", contrast=contrast, grid=volume.grid)
 
 
-def _growing(place: Location, coarse: Grid) -> Grid:
-    """Find where an output lies that does not say so yet."""
-    shape = open_level(place, 0).shape
+def growing(place: Location, coarse: Grid | None) -> Grid:
+    """Find where an output lies that does not say so yet: by the record of its run, or by what it is made of.
+
+    Raises
+    ------
+    UsageError
+        If there is no record here, as for outputs at URLs, and ``coarse`` is not what it is made of.
+    """
+    shape, record = open_level(place, 0).shape, begun_record(place)
+    if record is not None:
+        return Grid(
+            axes=record["axes"],
+            shape=shape,
+            spacing=tuple(record["output_spacing"]),
+            origin=tuple(record["output_origin"]),
+            units=tuple(record["units"]),
+        )
+    if coarse is None:
+        raise UsageError(f"{place} is being made: give what it is made of first, which says where it lies.")
     factor = tuple(n // m for n, m in zip(shape, coarse.shape, strict=True)) if len(shape) == len(coarse.shape) else ()
-    if any(f not in FACTORS for f in factor) or not factor or coarse.finer(factor).shape != shape:
+    training = read_provenance(place).get("training") or {}
+    if any(f not in FACTORS for f in factor) or not factor:
         raise UsageError(f"{place} is being made of another volume. Give that one first.")
-    return coarse.finer(factor)
+    return coarse.finer(factor, training.get("sampling", "area"))
 
 
 def _space(neuroglancer: Any, grid: Grid) -> Any:
