@@ -101,6 +101,11 @@ def test_only_what_is_missing_is_made_wherever_it_stopped(count, source, model, 
     assert_same(output, undisturbed)
     assert [p.done for p in seen if p.level == 0] == list(range(count + 1, REGIONS + 1))
     assert [p.done for p in seen if p.level == 1] == list(range(max(1, count - REGIONS + 1), COARSER + 1))
+    assert {p.before for p in seen if p.level == 0} <= {count}
+    times = read_provenance(output)["times"]
+    assert times["begun"] <= times["finished"]
+    assert times["regions_of_runs_before"] == count
+    assert min(times["seconds"], times["worker_seconds"]["regions"], times["worker_seconds"]["pyramid"]) > 0
 
 
 def begun(source: Path, model: Path, output: Path, client) -> None:
