@@ -18,7 +18,7 @@ import tifffile
 from matplotlib.image import imread
 
 from svision_dask.errors import OutputError, UsageError
-from svision_dask.judging.viewing import View, growing, view
+from svision_dask.judging.viewing import View, contrast_so_far, growing, view
 from svision_dask.network.baselines import reduced
 from svision_dask.omezarr.write import create_store, open_level
 from svision_dask.running.ledger import claim
@@ -104,7 +104,7 @@ def half_made(output, coarse):
         ledger.begin(record, [4])
         cut = {"dtype": "uint16", "chunks": (16, 16, 16), "shards": (16, 16, 32)}
         create_store(output, [level], **cut, attributes={"run": ledger.run})
-        open_level(output, 0, "r+")[:, :32] = 7
+        open_level(output, 0, "r+")[:, :32] = np.tile(500 + np.arange(64, dtype="uint16"), (16, 32, 1))
         raise KeyboardInterrupt
     return level
 
@@ -113,6 +113,7 @@ def test_an_unfinished_output_is_placed_by_the_record_of_its_run_or_by_what_it_i
     coarse, output = grid((8, 32, 32), origin=(3.0, 5.0, 7.0)), tmp_path / "growing.ome.zarr"
     level = half_made(output, coarse)
     assert growing(output, None) == level
+    assert contrast_so_far(output) == pytest.approx((500, 563), abs=0.5)  # as if only what is there were there
     shutil.rmtree(tmp_path / ".growing.ome.zarr.svision")  # of a run elsewhere
     assert growing(output, coarse) == level
     with pytest.raises(UsageError, match="give what it is made of first"):
