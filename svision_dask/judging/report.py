@@ -260,9 +260,12 @@ def _training_chart(comparison: Comparison) -> Iterator[str]:
         values = np.array([np.nan if gain is None else gain for gain in gains])
         position = np.linspace(0, steps, len(values) + 1)[1:] if isinstance(steps, int) else np.arange(len(values))
         svg = draw_lines([Line(name="after", x=position, y=values)], x="step", y="gain over cubic (dB)")
+        verdicts = model.provenance.get("verdict")
+        spared = isinstance(verdicts, list) and len(verdicts) >= number and verdicts[number - 1].get("held_back")
+        pairs = "pairs that training never saw" if spared else "its own pairs, of which none could be spared"
         caption = (
-            f"Stage {number} on pairs that training never saw: by how many decibels it was closer than cubic "
-            "interpolation, without back projection. The best weights were kept."
+            f"Stage {number} on {pairs}: by how many decibels it was closer than cubic interpolation, without back "
+            "projection. The best weights were kept."
         )
         yield chart(svg, f"exams of stage {number} during training", caption)
 

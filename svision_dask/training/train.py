@@ -50,7 +50,7 @@ class Progress:
     loss: float
     """Running mean, in units of the squared residual."""
     gain: float | None
-    """Decibels by which the network is closer than cubic interpolation to pairs that it never saw, when it was last
+    """Decibels by which the network is closer than cubic interpolation to the pairs of its exam, when it was last
     judged; None before that. Without back projection, which is fitted at the end."""
 
 
