@@ -110,7 +110,7 @@ def _oracle(case: Case, seed: int) -> list[Model]:
         offset, scale = float(coarse.mean()), float(coarse.std())
         stage = Stage(spec, "zyx")
         pairs = _true_pairs((coarse - offset) / scale, (fine - offset) / scale, Exam.margin_of(stage), spec)
-        train_stage(stage, pairs, SETTINGS["best"], seed=seed, report=lambda step, loss: None)
+        train_stage(stage, pairs, SETTINGS["best"], seed=seed, report=lambda step, loss, gain: None)
         constants = (Normalisation(offset=offset, scale=scale),)
         models.append(Model(architecture=design, stages=(stage,), normalisation=constants))
     return models

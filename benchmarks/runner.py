@@ -31,7 +31,8 @@ from svision_dask.plan import Plan, Wishes
 from svision_dask.running.cluster import local_client, this_machine
 from svision_dask.running.ledger import Receipt, claim
 from svision_dask.running.pipeline import enhance_to_zarr, plan_volume
-from svision_dask.running.regions import EnhanceTask, RegionTask, run_regions
+from svision_dask.running.regions import EnhanceTask
+from svision_dask.running.scheduling import RegionTask, run_regions
 from svision_dask.volume import Volume
 
 MIB = 2**20

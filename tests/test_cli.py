@@ -131,7 +131,7 @@ def test_defaults_are_those_of_the_functions():
 
 
 def test_the_options_that_a_model_settles_are_those_of_training():
-    own = {"source", "output", "level", "series", "channel", "time", "axes", "spacing", "unit", "missing"}
+    own = {"source", "output", "level", "series", "channel", "time", "axes", "spacing", "unit", "missing", "json_log"}
     assert set(LEARNING) == {option.name for option in main.commands["train"].params} - own
 
 
@@ -143,7 +143,7 @@ def test_a_finished_run_exits_with_0_and_prints_the_output_alone_on_stdout(in_on
 def test_a_log_shows_the_plan_and_lines_of_progress(in_one_go, fine):
     lines = in_one_go.stderr.splitlines()
     assert [line for line in lines if line.startswith("output ")]
-    assert any(re.fullmatch(r"train 3/3, loss [0-9.]+", line) for line in lines)
+    assert any(re.fullmatch(r"train 3/3, loss [0-9.]+, exam [+-][0-9.]+ dB over cubic", line) for line in lines)
     assert any(re.match(r"write 9/9, ", line) for line in lines)  # 40 × 74 voxels in shards of 16 × 32
     assert "\r" not in in_one_go.stderr
     assert "\x1b" not in in_one_go.stderr

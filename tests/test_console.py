@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from svision_dask.commands import console
-from svision_dask.commands.console import image_facts, image_lines, plan_lines, progress
+from svision_dask.commands import progress as shown
+from svision_dask.commands.console import image_facts, image_lines, plan_lines
+from svision_dask.commands.progress import progress
 from svision_dask.geometry import Grid
 from svision_dask.omezarr.read import describe_omezarr
 from svision_dask.omezarr.write import create_store, publish
@@ -52,7 +53,7 @@ main()
 def seconds(monkeypatch) -> list[float]:
     """A clock that the test sets."""
     now = [1000.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(shown.time, "monotonic", lambda: now[0])
     return now
 
 

@@ -11,7 +11,7 @@ from svision_dask.network.architecture import architecture
 from svision_dask.network.baselines import cubic, cubic_back_projected, reduced
 from svision_dask.network.stage import Stage
 from svision_dask.simulation.simulate import Phantom
-from svision_dask.training.exam import BASELINE, Exam, Verdict
+from svision_dask.training.exam import BASELINE, Exam, Verdict, decibels
 from svision_dask.training.noise_estimate import SILENT
 from svision_dask.training.pairs import make_pairs
 
@@ -54,6 +54,14 @@ def test_the_baselines_are_those_of_the_literal_iteration(voxels):
     assert verdict.cubic == pytest.approx(float(np.square(plain - voxels).mean()), rel=0.2)
     assert verdict.back_projected == pytest.approx(float(np.square(projected - voxels).mean()), rel=0.2)
     assert verdict.back_projected < verdict.cubic
+
+
+def test_cubic_interpolation_is_judged_by_the_same_voxels_as_the_network(voxels):
+    stage = untrained_stage(residual_scale=0.0)
+    exam = exam_of(stage, voxels)
+    assert exam.cubic_loss(stage) == pytest.approx(exam.loss(stage), rel=1e-5)
+    assert decibels(4.0, 0.4) == pytest.approx(10)
+    assert decibels(0.0, 0.0) == 0
 
 
 def test_a_stage_without_a_residual_gains_nothing_and_has_not_learned(voxels):

@@ -14,8 +14,9 @@ from svision_dask.opening.formats import open_volume, stack_channels
 from svision_dask.plan import Machine, Wishes
 from svision_dask.running.cluster import local_client
 from svision_dask.running.enhancement import enhance
-from svision_dask.running.pipeline import RunProgress, copy_to_zarr, enhance_to_zarr, plan_volume
-from svision_dask.running.regions import TASKS_PER_SEAT
+from svision_dask.running.pipeline import copy_to_zarr, enhance_to_zarr, plan_volume
+from svision_dask.running.progress import RunProgress
+from svision_dask.running.scheduling import TASKS_PER_SEAT
 from tests.models import fast, tiny
 from tests.test_enhancement import random_voxels, volume_of
 
@@ -187,9 +188,12 @@ def test_the_cluster_never_knows_more_than_a_few_tasks(client, volume, tmp_path)
 
 def test_copying_writes_the_same_voxels_with_a_pyramid(client, volume, tmp_path) -> None:
     path = tmp_path / "copy.ome.zarr"
-    copy_to_zarr(volume, path, client=client)
+    seen: list[RunProgress] = []
+    copy_to_zarr(volume, path, client=client, on_progress=seen.append)
     np.testing.assert_array_equal(voxels(path), volume.voxels.compute(scheduler="synchronous"))
     assert open_volume(path).grid == volume.grid
+    finest = [state for state in seen if state.level == 0][-1]
+    assert finest.read_bytes == finest.written_bytes == finest.voxels * volume.dtype.itemsize == volume.voxels.nbytes
 
 
 def test_a_real_volume_of_nuclei_goes_through(client, data_dir, tmp_path) -> None:

@@ -16,11 +16,11 @@ from distributed import Client
 
 from svision_dask.errors import RegionError
 from svision_dask.geometry import Region, Regions
-from svision_dask.running import regions as module
+from svision_dask.running import scheduling as module
 from svision_dask.running.cluster import local_client
 from svision_dask.running.ledger import Receipt
 from svision_dask.running.preflight import versions_here
-from svision_dask.running.regions import run_regions
+from svision_dask.running.scheduling import run_regions
 
 pytestmark = pytest.mark.faults
 
@@ -55,12 +55,12 @@ class Faulty:
 
 
 def made(client, task: Faulty) -> list[int]:
-    indices: list[int] = []
-    try:
-        run_regions(client, task, REGIONS, on_receipt=lambda receipt: indices.append(receipt.index))
-    finally:
-        indices.sort()
-    return indices
+    """Which regions were made; of those, ``BAD`` alone was begun again."""
+    receipts: list[Receipt] = []
+    run_regions(client, task, REGIONS, on_receipt=receipts.append)
+    assert all(receipt.worker.startswith("tcp://") for receipt in receipts)
+    assert not any(receipt.retries for receipt in receipts if receipt.index != BAD)
+    return sorted(receipt.index for receipt in receipts)
 
 
 @pytest.mark.parametrize("times", [1, 5])
@@ -80,13 +80,20 @@ def test_an_error_that_passes_is_waited_for(client, tmp_path):
     task = Faulty(tmp_path / "tries", times=2, error=errno.EIO)
     assert made(client, task) == list(range(12))
     assert task.counter.read_text() == "xxx"
+    task = Faulty(tmp_path / "again", times=1, error=errno.EIO)
+    retries: list[int] = []
+    run_regions(client, task, [REGIONS.at(BAD)], on_receipt=lambda receipt: retries.append(receipt.retries))
+    assert retries == [1]
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_an_error_that_stays_ends_the_run_at_once(error, client, tmp_path):
     task = Faulty(tmp_path / "tries", times=1000, error=error)
+    failures: list[str] = []
+    everything = Regions(shape=(10**6,), unit=(1,))
     with pytest.raises(RegionError, match=r"region 4 at \(4,\): .*the same command goes on"):
-        run_regions(client, task, Regions(shape=(10**6,), unit=(1,)), on_receipt=lambda receipt: None)
+        run_regions(client, task, everything, on_receipt=lambda receipt: None, on_failure=failures.append)
+    assert [failure.partition(" at ")[0] for failure in failures] == [f"region {BAD}"]
     assert task.counter.read_text() == "x"
 
 
@@ -115,7 +122,7 @@ class Counted:
 
 @pytest.mark.parametrize("seats", [1, 3])
 def test_a_process_takes_no_more_regions_at_once_than_planned_whatever_its_threads(seats, tmp_path):
-    with Client(n_workers=1, threads_per_worker=8, processes=False, dashboard_address=None) as client:
+    with Client(n_workers=1, threads_per_worker=8, processes=False, dashboard_address="127.0.0.1:0") as client:
         run_regions(client, Counted(tmp_path), REGIONS, on_receipt=lambda receipt: None, seats=seats)
     assert max(int(note.read_text()) for note in tmp_path.glob("most*")) == seats
 

@@ -19,7 +19,7 @@ from svision_dask.omezarr.read import read_provenance
 from svision_dask.omezarr.write import open_level
 from svision_dask.opening.formats import open_volume
 from svision_dask.plan import Wishes
-from svision_dask.running import regions
+from svision_dask.running import regions, scheduling
 from svision_dask.running.cluster import local_client
 from svision_dask.running.ledger import Receipt
 from svision_dask.running.output import check_output
@@ -51,7 +51,7 @@ def copied(volume, at: Path) -> Receipt | str:
 
     create_store(at, [volume.grid], dtype=volume.dtype, chunks=volume.grid.shape, attributes={})
     task = CopyTask(volume=volume, output=str(at))
-    return regions._run_one(task, Regions(shape=volume.grid.shape, unit=volume.grid.shape).at(0))
+    return scheduling._run_one(task, Regions(shape=volume.grid.shape, unit=volume.grid.shape).at(0))
 
 
 @pytest.fixture(scope="module")

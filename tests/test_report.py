@@ -157,15 +157,27 @@ def test_self_check_and_training_curve_come_from_the_model_beside_the_output(tmp
         architecture=model.architecture,
         stages=model.stages,
         normalisation=(Normalisation(offset=0.0, scale=1.0),),
-        provenance={"loss": [[0.5, 0.25, 0.125]], "steps": 300},
+        provenance={"loss": [[0.5, 0.25, 0.125]], "exam": [[None, 0.5, 1.25]], "steps": 300},
     )
     model.save(tmp_path / f"a-{model.digest[:8]}.safetensors")
     attributes = {"model": model.digest, "training": {"self_check": checked}, "plan": {"regions": 8}}
+    attributes["times"] = {
+        "begun": "2026-01-02T03:04:05+00:00",
+        "finished": "2026-01-02T04:04:05+00:00",
+        "training_seconds": 61.5,
+        "seconds": 1200.0,
+        "worker_seconds": {"regions": 4000.0, "pyramid": 42.0},
+        "regions_of_runs_before": 5,
+    }
     where = grid(coarse.shape)
     path = stored(tmp_path / "a.ome.zarr", fine, where.finer(FACTOR), attributes)
     text = write_report(compare(volume(coarse, where), path, tile=TILE), tmp_path / "r.html").read_text("utf-8")
     assert "is better than cubic interpolation (29.00 dB) and back projection (30.00 dB) by +1.00 dB" in text
     assert "training loss of stage 1" in text
+    assert "exams of stage 1 during training" in text
+    assert "gain over cubic (dB)" in text
+    for words in ("2026-01-02T04:04:05", "61.5 s", "1200 s, the run that finished it", "4042 s, of all runs"):
+        assert words in text
     assert model.digest in text
     assert "&quot;regions&quot;: 8" in text
 

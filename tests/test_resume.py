@@ -23,8 +23,8 @@ from svision_dask.plan import Wishes
 from svision_dask.running import verification
 from svision_dask.running.cluster import local_client
 from svision_dask.running.enhancement import enhance
-from svision_dask.running.image import RunProgress
 from svision_dask.running.pipeline import copy_to_zarr, enhance_to_zarr, plan_volume
+from svision_dask.running.progress import RunProgress
 from svision_dask.running.regions import EnhanceTask
 from svision_dask.running.verification import reopen, verify
 from tests.commands import finish, run, start, textured, write_tiff
@@ -104,6 +104,11 @@ def test_only_what_is_missing_is_made_wherever_it_stopped(count, source, model, 
     assert_same(output, undisturbed)
     assert [p.done for p in seen if p.level == 0] == list(range(count + 1, REGIONS + 1))
     assert [p.done for p in seen if p.level == 1] == list(range(max(1, count - REGIONS + 1), COARSER + 1))
+    assert {p.before for p in seen if p.level == 0} <= {count}
+    times = read_provenance(output)["times"]
+    assert times["begun"] <= times["finished"]
+    assert times["regions_of_runs_before"] == count
+    assert min(times["seconds"], times["worker_seconds"]["regions"], times["worker_seconds"]["pyramid"]) > 0
 
 
 def begun(source: Path, model: Path, output: Path, client) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -161,3 +162,26 @@ def test_shards_are_cut_into_tiles_that_begin_with_them():
 
 def test_a_volume_that_was_not_cut_has_no_score():
     assert scored(structure(0), regular_cuts(SHAPE, SHAPE, SHAPE)) is None
+
+
+def test_memory_for_very_many_faces_is_bounded_and_what_is_drawn_by_chance_says_the_same(monkeypatch):
+    shape = (96, 640, 640)
+    sums, draw = SeamSums(shape, regular_cuts(shape, (96, 16, 16), (96, 64, 64)), (1, 1, 1)), np.random.default_rng(0)
+    for axis, part in sums.sums.items():
+        part[0] = draw.standard_normal(part.shape[1:])
+        part[1] = np.abs(part[0]) + np.abs(draw.standard_normal(part.shape[1:]))
+        part *= sums._area(axis)
+    found = {}
+    for most in (10**7, 5_000):
+        monkeypatch.setattr(seams, "MOST_SCORES", most)
+        tracemalloc.start()
+        found[most] = sums.score()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    whole, drawn = found.values()
+    assert whole.planes == whole.of == drawn.of > 50_000  # patches of the planes between two faces, in all
+    assert 4_500 < drawn.planes < 5_500
+    assert drawn.patches == whole.patches == 2 * 39 * 40
+    assert drawn.worst == whole.worst
+    assert drawn.p == pytest.approx(whole.p, abs=0.25)
+    assert peak < 2**21

@@ -181,6 +181,7 @@ def test_progress_is_reported_after_every_step_of_every_stage():
     train(smooth_volume((20, 24), "yx"), factor=4, steps=3, on_step=seen.append)
     assert [(p.stage, p.stages, p.step, p.steps) for p in seen] == [(s, 2, i, 3) for s in (0, 1) for i in (1, 2, 3)]
     assert all(np.isfinite(p.loss) and p.loss > 0 for p in seen)
+    assert all(p.gain is not None for p in seen)  # of so few steps, each has an exam
 
 
 def test_a_model_says_how_it_came_about():
@@ -188,7 +189,8 @@ def test_a_model_says_how_it_came_about():
     about = model.provenance
     assert (about["preset"], about["input"], about["seed"], about["steps"]) == ("fast", "test volume", 3, 2)
     assert about["sample"] == [[0, 12], [0, 30], [5, 65]]
-    assert len(about["loss"][0]) == 2
+    assert len(about["loss"][0]) == len(about["exam"][0]) == 2
+    assert model.training_seconds > 0
     ((noise,),) = about["noise"]  # per stage and channel
     assert sorted(noise) == ["floor", "gain", "offset"]
     (verdict,) = about["verdict"]
@@ -313,7 +315,7 @@ def test_training_fits_one_pass_also_where_an_ensemble_is_used_later():
         scales=[1.0],
     )
     stage.network.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
-    train_stage(stage, pairs, replace(SETTINGS["paper"], steps=3), seed=0, report=lambda step, loss: None)
+    train_stage(stage, pairs, replace(SETTINGS["paper"], steps=3), seed=0, report=lambda step, loss, gain: None)
     assert sum(passes) == 3
 
 

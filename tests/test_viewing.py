@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 import subprocess
 import sys
+from contextlib import suppress
+from dataclasses import replace
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -12,9 +18,11 @@ import tifffile
 from matplotlib.image import imread
 
 from svision_dask.errors import OutputError, UsageError
-from svision_dask.judging.viewing import View, view
+from svision_dask.judging.viewing import View, contrast_so_far, growing, view
 from svision_dask.network.baselines import reduced
 from svision_dask.omezarr.write import create_store, open_level
+from svision_dask.running.ledger import claim
+from svision_dask.stores.serving import ImageServer
 from tests.browser import find_browser
 from tests.commands import run, write_tiff
 from tests.test_comparison import FACTOR, grid, stored
@@ -86,6 +94,63 @@ def test_what_is_being_made_is_shown_as_far_as_it_is(images, tmp_path):
     assert both[1] - both[0] == pytest.approx([0, 304], abs=2)
     with pytest.raises(UsageError, match="give what it is made of first"):
         view(growing)
+
+
+def half_made(output, coarse):
+    """Leave an output as an interrupted run does: half of its columns, and its record."""
+    level = coarse.finer(FACTOR)
+    record = {"axes": level.axes, "output_spacing": level.spacing, "output_origin": level.origin, "units": level.units}
+    with suppress(KeyboardInterrupt), claim(output) as ledger:
+        ledger.begin(record, [4])
+        cut = {"dtype": "uint16", "chunks": (16, 16, 16), "shards": (16, 16, 32)}
+        create_store(output, [level], **cut, attributes={"run": ledger.run})
+        open_level(output, 0, "r+")[:, :32] = np.tile(500 + np.arange(64, dtype="uint16"), (16, 32, 1))
+        raise KeyboardInterrupt
+    return level
+
+
+def test_an_unfinished_output_is_placed_by_the_record_of_its_run_or_by_what_it_is_made_of(tmp_path):
+    coarse, output = grid((8, 32, 32), origin=(3.0, 5.0, 7.0)), tmp_path / "growing.ome.zarr"
+    level = half_made(output, coarse)
+    assert growing(output, None) == level
+    assert contrast_so_far(output) == pytest.approx((500, 563), abs=0.5)  # as if only what is there were there
+    shutil.rmtree(tmp_path / ".growing.ome.zarr.svision")  # of a run elsewhere
+    assert growing(output, coarse) == level
+    with pytest.raises(UsageError, match="give what it is made of first"):
+        growing(output, None)
+    with pytest.raises(UsageError, match="of another volume"):
+        growing(output, replace(coarse, shape=(8, 32, 21)))
+
+
+def test_of_an_unfinished_output_what_is_there_is_served_and_the_rest_is_missing(tmp_path):
+    half_made(tmp_path / "growing.ome.zarr", grid((8, 32, 32)))
+    server = ImageServer({"after": tmp_path / "growing.ome.zarr"})
+    found = {}
+    try:
+        for place in ("zarr.json", *(f"c/0/{y}/{x}" for y in range(4) for x in range(2))):
+            try:
+                with urlopen(f"{server.url('after')}0/{place}", timeout=10) as answer:
+                    found[place] = answer.read()
+            except HTTPError as error:
+                found[place] = error.code
+    finally:
+        server.close()
+    described = json.loads(found.pop("zarr.json"))
+    assert (described["shape"], described["dimension_names"]) == ([16, 64, 64], ["z", "y", "x"])
+    # What a viewer is told is not there, it takes for empty.
+    assert {place for place, answer in found.items() if answer == 404} == {
+        f"c/0/{y}/{x}" for y in (2, 3) for x in (0, 1)
+    }
+    assert all(len(answer) > 0 for answer in found.values() if answer != 404)
+
+
+def test_where_positions_were_skipped_an_unfinished_output_keeps_its_first_voxel(tmp_path):
+    coarse = grid((8, 32, 32))
+    level = coarse.finer(FACTOR, "point")
+    made = {"training": {"sampling": "point"}}
+    create_store(tmp_path / "a", [level], dtype="u1", chunks=(16,) * 3, shards=(16,) * 3, attributes=made)
+    assert growing(tmp_path / "a", coarse).origin == coarse.origin
+    assert growing(tmp_path / "a", coarse) == level
 
 
 @needs_neuroglancer

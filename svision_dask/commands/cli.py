@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -14,7 +14,6 @@ from svision_dask.backend import DEVICES
 from svision_dask.commands.compare import compare
 from svision_dask.commands.console import (
     Commands,
-    Update,
     assumed_lines,
     crew_lines,
     dropped_lines,
@@ -22,8 +21,8 @@ from svision_dask.commands.console import (
     image_lines,
     made_lines,
     plan_lines,
-    progress,
 )
+from svision_dask.commands.events import json_logged, log_event
 from svision_dask.commands.given import (
     Given,
     check_given,
@@ -51,12 +50,9 @@ from svision_dask.commands.options import (
     storing,
     trained,
 )
+from svision_dask.commands.progress import progress
 from svision_dask.commands.view import view
 from svision_dask.errors import ClusterError, ImageError, OutputError, UsageError
-
-if TYPE_CHECKING:
-    from svision_dask.running.image import RunProgress
-
 
 MOST_PLANES = 8
 """More single planes than these are no channels: a shell has put the names of a stack in place of its pattern."""
@@ -93,6 +89,7 @@ def info(source: str, as_json: bool, **given: Any) -> None:
 @click.option("-o", "--output", required=True, metavar="MODEL", help="File to write, such as model.safetensors.")
 @opening
 @learning
+@json_logged
 def train(source: str, output: str, **given: Any) -> None:
     """Train a model on a sample of INPUT."""
     from svision_dask.running.output import check_new_file
@@ -116,6 +113,7 @@ def train(source: str, output: str, **given: Any) -> None:
 @resuming
 @click.option("--empty-below", type=float, help="Take regions for zeros in which every voxel is below this intensity.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@json_logged
 def enhance(
     source: str,
     output: str,
@@ -151,6 +149,7 @@ def enhance(
         check_given(client, volume, output, given)
         planned = plan_given(volume, model_path, output, given, begun=begun, overwrite=overwrite, client=client)
         _print(plan_lines(planned), err=not dry_run)
+        log_event("plan", **planned.to_json())
         if dry_run:
             return
         if begun:
@@ -164,9 +163,9 @@ def enhance(
             model = train_given(volume, given)
             tell_drift(model, volume, "another --sample may be more typical")
         kept = model if renormalise or not model_path else model_path
-        with progress() as update, warnings.catch_warnings():
+        with progress() as report, warnings.catch_warnings():
             warnings.simplefilter("ignore", DriftWarning)  # said already
-            report = enhance_to_zarr(
+            made = enhance_to_zarr(
                 volume,
                 output,
                 model=kept,
@@ -175,12 +174,13 @@ def enhance(
                 empty_below=given["empty_below"],
                 overwrite=overwrite,
                 resume=resume,
-                on_progress=_run_shower(update),
+                on_progress=report.run,
+                on_workers=report.workers,
             )
-    for line in made_lines(report.made):
+    for line in made_lines(made.made):
         click.echo(line, err=True)
-    click.echo(f"model    {report.model_path}", err=True)
-    click.echo(report.output)
+    click.echo(f"model    {made.model_path}", err=True)
+    click.echo(made.output)
 
 
 def _enhance_fields(
@@ -206,13 +206,14 @@ def _enhance_fields(
     with connected_given(given) as client:
         planned = plan_given(volume, model_path, None, given, begun=begun, client=client)
         _print(plan_lines(planned), err=not dry_run)
+        log_event("plan", **planned.to_json())
         if dry_run:
             return
         chosen = model_path or begun
         model = given_model(chosen, volume, renormalise=renormalise) if chosen else train_given(volume, given)
-        with progress() as update, warnings.catch_warnings():
+        with progress() as report, warnings.catch_warnings():
             warnings.simplefilter("ignore", DriftWarning)  # fields unlike the first say so in their attributes
-            report = enhance_fields(
+            made = enhance_fields(
                 source,
                 output,
                 model=model,
@@ -221,11 +222,11 @@ def _enhance_fields(
                 client=client,
                 overwrite=overwrite,
                 opening=opening_given(given),
-                on_field=lambda number, count, field: update("fields", number, count, field),
+                on_field=lambda number, count, field: report("fields", number, count, field),
             )
-    click.echo(f"fields   {len(report.made)} made, {len(report.finished)} were there", err=True)
-    click.echo(f"model    {report.model_path}", err=True)
-    click.echo(report.output)
+    click.echo(f"fields   {len(made.made)} made, {len(made.finished)} were there", err=True)
+    click.echo(f"model    {made.model_path}", err=True)
+    click.echo(made.output)
 
 
 @main.command()
@@ -269,7 +270,7 @@ def convert(sources: tuple[str, ...], output: str, overwrite: bool, resume: bool
         )
     volume = volumes[0] if len(volumes) == 1 else stack_channels(volumes)
     _print((*assumed_lines(volume), *dropped_lines(volume)), err=True)
-    with connected_given(given) as client, progress() as update:
+    with connected_given(given) as client, progress() as report:
         copy_to_zarr(
             volume,
             output,
@@ -277,7 +278,8 @@ def convert(sources: tuple[str, ...], output: str, overwrite: bool, resume: bool
             wishes=wishes_given(volume, given),
             overwrite=overwrite,
             resume=resume,
-            on_progress=_run_shower(update),
+            on_progress=report.run,
+            on_workers=report.workers,
         )
     click.echo(output)
 
@@ -310,10 +312,10 @@ def verify(output: str, reopen: bool, **given: Any) -> None:
     from svision_dask.running import verification
 
     images = verification.images_of(output)
-    with connected_given(given) as client, progress() as update:
+    with connected_given(given) as client, progress() as report:
         found = {
             image: verification.verify(
-                image, client=client, on_progress=lambda done, total: update("verify", done, total, "")
+                image, client=client, on_progress=lambda done, total: report("verify", done, total, "")
             )
             for image in images
         }
@@ -356,12 +358,13 @@ def workers(source: str | None, output: str | None, as_json: bool, **given: Any)
 @click.argument("folder", default="svision-demo")
 @click.option("--seed", default=0, show_default=True, help="Of the simulated volume and of training.")
 @replacing
+@json_logged
 def demo(folder: str, seed: int, overwrite: bool) -> None:
     """Simulate a two-photon volume, train, enhance, and compare with the truth, in about a minute."""
     from svision_dask.simulation.demo import run_demo
 
-    with progress() as update:
-        result = run_demo(folder, seed=seed, overwrite=overwrite, on_progress=update)
+    with progress() as report:
+        result = run_demo(folder, seed=seed, overwrite=overwrite, on_progress=report)
     click.echo(result.table())
     click.echo(str(result.figure))
 
@@ -373,12 +376,3 @@ def _print(lines: Iterable[str], *, err: bool = False) -> None:
 
 def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
-
-
-def _run_shower(update: Update) -> Callable[[RunProgress], None]:
-    def show(state: RunProgress) -> None:
-        what = "write" if state.level == 0 else f"level {state.level}"
-        rate = state.voxels / max(state.seconds, 1e-3) / 1e6
-        update(what, state.done, state.regions, f"{rate:.1f} M voxels/s")
-
-    return show

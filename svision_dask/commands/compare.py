@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from svision_dask.commands.console import progress
+from svision_dask.commands.progress import progress
 from svision_dask.degradation import DEGRADES
 from svision_dask.errors import OutputError
 from svision_dask.geometry import SPATIAL

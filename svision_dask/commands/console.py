@@ -1,13 +1,11 @@
-"""What the terminal shows: plans, one-line errors, and progress, with rich or in a log as a line now and then."""
+"""What the terminal shows: plans, results and one-line errors; progress is in ``progress``."""
 
 from __future__ import annotations
 
 import signal
-import sys
 import threading
-import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from svision_dask.running.preflight import Crew
     from svision_dask.volume import Volume
 
-LOG_EVERY_SECONDS = 10
 SHOW_TRACEBACK = 2
 """How many -v it takes."""
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -85,69 +82,23 @@ def _interruptible() -> Iterator[None]:
                 signal.signal(number, before[number])
 
 
-Update = Callable[[str, int, int, str], None]
-"""Called with what is being done, how much of it is done, how much there is, and a remark."""
-
-
-@contextmanager
-def progress() -> Iterator[Update]:
-    """Show progress on stderr; data alone goes to stdout."""
-    if not sys.stderr.isatty():
-        yield _log_lines()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[remark]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as display:
-        tasks: dict[str, Any] = {}
-
-        def update(what: str, done: int, total: int, remark: str) -> None:
-            if what not in tasks:
-                tasks[what] = display.add_task(what, total=total, remark="")
-            display.update(tasks[what], completed=done, total=total, remark=remark)
-
-        yield update
-
-
-def _log_lines() -> Update:
-    begun: dict[str, tuple[float, int]] = {}
-    last = [-float(LOG_EVERY_SECONDS)]
-
-    def update(what: str, done: int, total: int, remark: str) -> None:
-        now = time.monotonic()
-        since, first = begun.setdefault(what, (now, done))
-        if now - last[0] < LOG_EVERY_SECONDS and done < total:
-            return
-        last[0] = now
-        left = f"{(now - since) / (done - first) * (total - done):.0f} s left, " if first < done < total else ""
-        click.echo(f"{what} {done}/{total}, {left}{remark}", err=True)
-
-    return update
-
-
 def plan_lines(plan: Plan) -> Iterator[str]:
     """Put a plan into words."""
-    free = "" if plan.disk_free_bytes is None else f", {_size(plan.disk_free_bytes)} free"
+    free = "" if plan.disk_free_bytes is None else f", {size_words(plan.disk_free_bytes)} free"
     yield f"input    {_lengths(plan.coarse.axes, plan.coarse.shape)}"
     yield f"output   {_lengths(plan.fine.axes, plan.fine.shape)}, {plan.dtype}, OME-Zarr {plan.version}"
     yield f"spacing  {_spacing(plan.fine)}"
-    yield f"stored   {_storage(plan.chunk, plan.shard)}, at most {_size(plan.write_bytes)} before the pyramid{free}"
-    yield f"work     {len(plan.regions)} regions of {_times(plan.region)}, {_size(plan.read_bytes)} to read"
+    most = size_words(plan.write_bytes)
+    yield f"stored   {_storage(plan.chunk, plan.shard)}, at most {most} before the pyramid{free}"
+    yield f"work     {len(plan.regions)} regions of {_times(plan.region)}, {size_words(plan.read_bytes)} to read"
     yield (
         f"tiles    {_times(plan.tile)} coarse voxels with a halo of {_times(plan.halo)}, which the operators reach; "
         f"{100 * (plan.redundancy - 1):.0f} % computed twice"
     )
     computing = "" if plan.backend == CPU else f"; {plan.backend.device} in {plan.backend.precision}"
     yield (
-        f"workers  {plan.workers} with {plan.threads} threads each, {_size(plan.worker_bytes)} of "
-        f"{_size(plan.memory_bytes)} memory each{computing}"
+        f"workers  {plan.workers} with {plan.threads} threads each, {size_words(plan.worker_bytes)} of "
+        f"{size_words(plan.memory_bytes)} memory each{computing}"
     )
 
 
@@ -167,8 +118,8 @@ def made_lines(made: Made) -> Iterator[str]:
 def crew_lines(crew: Crew) -> Iterator[str]:
     """Put the workers of a cluster into words."""
     for worker in crew.workers:
-        gpu = f", GPU with {_size(worker.gpu_bytes)} free" if worker.gpu_bytes else ""
-        yield f"{worker.host} {worker.address}: {worker.threads} threads, {_size(worker.memory_bytes)} to use{gpu}"
+        gpu = f", GPU with {size_words(worker.gpu_bytes)} free" if worker.gpu_bytes else ""
+        yield f"{worker.host} {worker.address}: {worker.threads} threads, {size_words(worker.memory_bytes)} to use{gpu}"
         yield from (f"  problem: {problem}" for problem in worker.problems)
     yield ", ".join(f"{name} {version}" for name, version in crew.workers[0].versions.items())
     yield from (f"warning: {warning}" for warning in crew.warnings)
@@ -255,8 +206,8 @@ def _grid_facts(grid: Grid) -> dict[str, Any]:
     return {"shape": list(grid.shape), "spacing": list(grid.spacing), "origin": list(grid.origin)}
 
 
-def _size(count: float) -> str:
-    """Bytes as people read them."""
+def size_words(count: float) -> str:
+    """Put bytes into words as people read them."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.{0 if unit == 'B' else 1}f} {unit}"

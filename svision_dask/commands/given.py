@@ -13,7 +13,8 @@ import click
 from click.core import ParameterSource
 
 from svision_dask.codec import parse_codec
-from svision_dask.commands.console import progress, training_lines
+from svision_dask.commands.console import training_lines
+from svision_dask.commands.progress import progress
 from svision_dask.errors import OutputError, UsageError
 from svision_dask.network.architecture import Architecture
 from svision_dask.plan import Plan, Wishes
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from svision_dask.network.model import Model
-    from svision_dask.training.train import Progress
     from svision_dask.volume import Volume
 
 Given = dict[str, Any]
@@ -256,12 +256,7 @@ def train_given(volume: Volume, given: Given) -> Model:
     from svision_dask.training import train as training
 
     sample = parse_box(given["sample"], volume.grid.axes, option="--sample") if given["sample"] is not None else None
-    with progress() as update:
-
-        def show(state: Progress) -> None:
-            what = "train" if state.stages == 1 else f"train stage {state.stage + 1} of {state.stages}"
-            update(what, state.step, state.steps, f"loss {state.loss:.4f}")
-
+    with progress() as report:
         model = training.train(
             volume,
             factor=_factor(given),
@@ -275,7 +270,7 @@ def train_given(volume: Volume, given: Given) -> Model:
             noise=given["noise"],
             axial=given["axial"],
             device=given.get("device"),
-            on_step=show,
+            on_step=report.training,
         )
     for line in training_lines(model.provenance):
         click.echo(line, err=True)

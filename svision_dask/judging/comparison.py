@@ -282,6 +282,7 @@ def _seam(score: SeamScore, compared: Compared, width: float) -> dict[str, Any]:
         "p": score.p,
         "faces": score.patches,
         "planes": score.planes,
+        "planes_of": score.of,
         "worst": {
             "axis": SPATIAL[worst.axis],
             "index": worst.index,

@@ -36,6 +36,10 @@ WASTED = 2.0
 """Coarse voxels per period of the finest detail of AFTER from which on BEFORE could have held it."""
 SHORTEST = 8
 """Voxels along an axis for a shift along it to be measured."""
+NOT_ITS_OWN = (
+    "halves of it would correlate by how it was made: each is computed from the same coarse voxels, and shares their "
+    "noise, so that the figure would be the interpolation's; frc needs a reference, decorrelation.after needs none"
+)
 UNFAIR = "neighbours along it share their noise, have none, or are too few to tell; halves could agree by that alone"
 
 
@@ -94,7 +98,7 @@ def _frc(compared: Compared, places: Sequence[Box], absent: dict[str, str]) -> F
 
 def _one_image(compared: Compared, places: Sequence[Box], absent: dict[str, str]) -> Figures:
     """Correlate halves of BEFORE; fine voxels come from coarse ones that they share, and so does their noise."""
-    absent["one_image_frc.after"] = "its voxels share the noise of the coarse voxels that they were made of"
+    absent["one_image_frc.after"] = NOT_ITS_OWN
     stack, key, found = compared.before, "one_image_frc.before", Figures()
     blocks = [read_place(stack, compared, place) for place in places]
     for direction in DIRECTIONS:

@@ -255,6 +255,39 @@ def _training_chart(comparison: Comparison) -> Iterator[str]:
         position = np.linspace(0, steps, len(curve) + 1)[1:] if isinstance(steps, int) else np.arange(len(curve))
         svg = draw_lines([Line(name="after", x=position, y=curve)], x="step", y="loss (residual units)", log=True)
         yield chart(svg, f"training loss of stage {number}", f"Training loss of stage {number}, smoothed.")
+    exams = model.provenance.get("exam")
+    for number, gains in enumerate(exams if isinstance(exams, list) else (), start=1):
+        values = np.array([np.nan if gain is None else gain for gain in gains])
+        position = np.linspace(0, steps, len(values) + 1)[1:] if isinstance(steps, int) else np.arange(len(values))
+        svg = draw_lines([Line(name="after", x=position, y=values)], x="step", y="gain over cubic (dB)")
+        verdicts = model.provenance.get("verdict")
+        spared = isinstance(verdicts, list) and len(verdicts) >= number and verdicts[number - 1].get("held_back")
+        pairs = "pairs that training never saw" if spared else "its own pairs, of which none could be spared"
+        caption = (
+            f"Stage {number} on {pairs}: by how many decibels it was closer than cubic interpolation, without back "
+            "projection. The best weights were kept."
+        )
+        yield chart(svg, f"exams of stage {number} during training", caption)
+
+
+def _times(known: Mapping[str, Any]) -> dict[str, str]:
+    """Say when AFTER was made, and how long that took; outputs of others, or of earlier versions, do not say."""
+    busy = known.get("worker_seconds") or {}
+    before = known.get("regions_of_runs_before")
+    whose = "the run that finished it" if before else "in one run"
+    rows = {
+        "begun (UTC)": known.get("begun"),
+        "finished (UTC)": known.get("finished"),
+        "training": _seconds(known.get("training_seconds")),
+        "enhancing and pyramid": _seconds(known.get("seconds"), f", {whose}"),
+        "time of all workers": _seconds(sum(busy.values()) if busy else None, ", of all runs"),
+        "regions of earlier runs": str(before) if before else None,
+    }
+    return {name: value for name, value in rows.items() if value} or {"times": "unknown: AFTER does not say"}
+
+
+def _seconds(value: Any, remark: str = "") -> str | None:
+    return f"{value:.4g} s{remark}" if isinstance(value, int | float) else None
 
 
 def _provenance(comparison: Comparison) -> Iterator[str]:
@@ -265,6 +298,7 @@ def _provenance(comparison: Comparison) -> Iterator[str]:
         "reference": figures.get("reference", {}).get("path", "none"),
         "made by": about.get("package", "unknown: not an output of svision-dask"),
         "model": about.get("model", "unknown"),
+        **_times(about.get("times") or {}),
         "compared by": f"svision-dask {figures['versions']['svision-dask']}",
         "compared in": f"{figures['seconds']:g} s",
         "degradation": figures["degradation"],

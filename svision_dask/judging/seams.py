@@ -8,8 +8,9 @@ faces. Planes at the phase of the faces only: interpolation makes every other pl
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +27,8 @@ MOST_PATCHES = 48
 """Along each axis of a face; in volumes of more tiles, a patch spans several, so that memory is for no more."""
 SHARE_OF_ALL = 0.25
 """How much the mean square of all patches counts beside that of a patch's own parallel planes."""
+MOST_SCORES = 2**20
+"""Parallel patches whose scores are kept, by chance where there are more: those of 10¹² voxels would fill gigabytes."""
 FEWEST = 8
 """Parallel planes that a face needs to be judged."""
 TAIL = 0.1
@@ -66,6 +69,8 @@ class SeamScore:
     """Of faces that were judged."""
     planes: int
     """Parallel patches that they were judged by."""
+    of: int
+    """Parallel patches that there are: of more than ``MOST_SCORES``, as many are drawn by chance."""
     worst: Seam
 
 
@@ -143,43 +148,60 @@ class SeamSums:
         least
             Jumps, in intensities, that nobody could see: rounding alone makes planes differ.
         """
-        patches = [patch.above(least) for patch in self._patches_judged()]
-        if not patches:
+        if not (beside := self._beside(least)).patches:
             return None
         # Where hardly anything varies, anything would stand out; so the spread of all patches has a say, as in the
         # statistics of many tests at once (Tusher et al. 2001, doi:10.1073/pnas.091062498).
-        squares = np.mean([np.square(patch.beside).mean(axis=1) for patch in patches], axis=0)
-        usual = SHARE_OF_ALL * squares + least**2 + 1e-300
-        own = [float((patch.own / np.sqrt(np.square(patch.beside).mean(axis=1) + usual)).max()) for patch in patches]
-        others = np.concatenate([patch.scores(usual) for patch in patches])
-        top = int(np.argmax(own))
-        p = -math.expm1(len(patches) * math.log1p(-min(_exceeded(own[top], others), 1 - 1e-16)))
-        return SeamScore(p=float(p), patches=len(patches), planes=len(others), worst=self._seam(patches[top]))
+        usual = SHARE_OF_ALL * beside.squares / beside.patches + least**2 + 1e-300
+        # All patches of faces are scored; of the planes beside them, so many that memory is for no more.
+        kept, draw = min(1.0, MOST_SCORES / beside.planes), np.random.default_rng(0)
+        best, worst, others = -math.inf, None, []
+        for face in self._faces_judged(least):
+            spread = np.sqrt(np.square(face.beside).mean(axis=-1) + usual[:, None])
+            own = (face.own / spread).max(axis=0)
+            top = int(np.argmax(own))
+            if own[top] > best:
+                best, worst = float(own[top]), self._seam(face, top)
+            scores = face.scores(usual).ravel()
+            others.append(scores if kept == 1 else scores[draw.random(len(scores)) < kept])
+        scores = np.concatenate(others)
+        assert worst is not None
+        p = -math.expm1(beside.patches * math.log1p(-min(_exceeded(best, scores), 1 - 1e-16)))
+        return SeamScore(p=float(p), patches=beside.patches, planes=len(scores), of=beside.planes, worst=worst)
+
+    def _beside(self, least: float) -> _Beside:
+        """Sum up what lies beside the faces, before any of them is scored by it."""
+        beside = _Beside()
+        for face in self._faces_judged(least):
+            beside.patches += face.beside.shape[1]
+            beside.planes += math.prod(face.beside.shape[1:])
+            beside.squares = beside.squares + np.square(face.beside).mean(axis=-1).sum(axis=-1)
+        return beside
 
     @property
     def faces_left_out(self) -> int:
         """How many faces are not at the phase of the planes that could judge them."""
         return sum(face % self.phase[axis] != 0 for axis in self.sums for face in self.cuts.faces(axis))
 
-    def _patches_judged(self) -> Iterator[_Patch]:
+    def _faces_judged(self, least: float) -> Iterator[_Face]:
+        """Take the faces that have planes to be judged by, one after the other: all patches of each at once."""
         for axis, sums in self.sums.items():
-            means = np.moveaxis(sums / self._area(axis), axis + 1, -1)
-            for number in np.ndindex(means.shape[1:3]):
-                for face in self.cuts.faces(axis):
-                    where = (*number[:axis], face, *number[axis:])
-                    found = self._patch(axis, where, means[(slice(None), *number)])
-                    if found is not None:
-                        yield found
+            area = np.expand_dims(np.moveaxis(self._area(axis), axis, -1)[..., 0], -1)
+            every = np.moveaxis(sums, axis + 1, -1)
+            for face in self.cuts.faces(axis):
+                found = self._face(axis, face, every, area)
+                if found is not None:
+                    yield found.above(least)
 
     def _area(self, axis: int) -> Voxels:
         """Voxels of each patch."""
         lengths = [np.diff(b) if a != axis else np.ones(1) for a, b in enumerate(self.bounds)]
         return np.asarray(lengths[0][:, None, None] * lengths[1][:, None] * lengths[2])
 
-    def _patch(self, axis: int, where: Shape, means: Voxels) -> _Patch | None:
-        """Take a patch of a face, and the parallel planes between it and the faces next to it."""
-        phase, faces, face = self.phase[axis], (0, *self.cuts.faces(axis), self.shape[axis]), where[axis]
-        number = faces.index(face)
+    def _face(self, axis: int, face: int, sums: Voxels, area: Voxels) -> _Face | None:
+        """Take a face, and the parallel planes between it and the faces next to it; ``sums`` has these planes last."""
+        phase, faces = self.phase[axis], (0, *self.cuts.faces(axis), self.shape[axis])
+        number = bisect_left(faces, face)
         # Mirrored faces of the volume, and the planes next to a seam, whose jumps it is a part of, do not count.
         wide = AFTER + BEFORE
         low, high = faces[number - 1] + wide, faces[number + 1] - wide
@@ -187,52 +209,66 @@ class SeamSums:
         planes = np.array([p for p in between if abs(p - face) >= wide], np.intp)
         if len(planes) < FEWEST or face % phase:
             return None
-        step, size = means[:, face // phase]
-        steps, sizes = means[:, planes // phase]
-        middle = np.median(sizes)
-        own, beside = np.array([abs(step), size - middle]), np.stack([np.abs(steps), np.abs(sizes - middle)])
-        return _Patch(
-            axis=axis, where=where, step=float(step), excess=float(own[1]), own=own, beside=beside, planes=planes
-        )
+        step, size = (sums[..., face // phase] / area[..., 0]).reshape(2, -1)
+        steps, sizes = (sums[..., planes // phase] / area).reshape(2, -1, len(planes))
+        middle = np.median(sizes, axis=-1)
+        own, beside = np.stack([abs(step), size - middle]), np.stack([np.abs(steps), np.abs(sizes - middle[:, None])])
+        return _Face(axis=axis, index=face, step=step, excess=own[1], own=own, beside=beside, planes=planes)
 
-    def _seam(self, patch: _Patch) -> Seam:
-        axis, where = patch.axis, patch.where
-        index = where[axis]
-        start = tuple(index if a == axis else int(self.bounds[a][k]) for a, k in enumerate(where))
-        stop = tuple(index + 1 if a == axis else int(self.bounds[a][k + 1]) for a, k in enumerate(where))
+    def _seam(self, face: _Face, patch: int) -> Seam:
+        axis, index = face.axis, face.index
+        counts = [len(b) - 1 for a, b in enumerate(self.bounds) if a != axis]
+        number = [int(k) for k in np.unravel_index(patch, counts)]
+        number.insert(axis, 0)
+        start = tuple(index if a == axis else int(self.bounds[a][k]) for a, k in enumerate(number))
+        stop = tuple(index + 1 if a == axis else int(self.bounds[a][k + 1]) for a, k in enumerate(number))
         kind: Kind = "shard" if index in self.cuts.shards[axis] else "tile"
-        return Seam(axis=axis, index=index, start=start, stop=stop, kind=kind, step=patch.step, excess=patch.excess)
+        step, excess = float(face.step[patch]), float(face.excess[patch])
+        return Seam(axis=axis, index=index, start=start, stop=stop, kind=kind, step=step, excess=excess)
+
+
+@dataclass
+class _Beside:
+    """What lies beside all faces together."""
+
+    patches: int = 0
+    """Of faces."""
+    planes: int = 0
+    """Parallel patches."""
+    squares: Line = field(default_factory=lambda: np.zeros(2))
+    """Sum over patches of the mean square of both measures."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Patch:
-    """A part of a face, and of the planes that it is judged by.
+class _Face:
+    """All patches of a face, and of the planes that it is judged by.
 
-    There are two measures: the step that all of it shares, and by how much jumps of either sign exceed the usual.
+    There are two measures: the step that all of a patch shares, and by how much jumps of either sign exceed the usual.
     """
 
     axis: int
-    where: Shape
-    """Number of the patch along each axis, but the voxel of the face across it."""
-    step: float
-    excess: float
-    own: Line
-    """Both measures of the face."""
+    index: int
+    """Voxel behind the face."""
+    step: Line
+    excess: Line
+    """Per patch."""
+    own: Voxels
+    """Both measures (rows) of each patch."""
     beside: Voxels
-    """Both measures (rows) of each parallel plane."""
+    """Both measures of each patch and parallel plane (measure, patch, plane)."""
     planes: npt.NDArray[np.intp]
     """Where those are."""
 
-    def above(self, least: float) -> _Patch:
+    def above(self, least: float) -> _Face:
         """Take off what nobody could see."""
         own, beside = (np.maximum(values - least, 0) for values in (self.own, self.beside))
         return replace(self, own=own, beside=beside)
 
-    def scores(self, usual: Line) -> Line:
+    def scores(self, usual: Line) -> Voxels:
         """Score each plane by the others, as the face is scored: without those next to it, which share its jumps."""
         far = np.abs(self.planes[:, None] - self.planes) >= AFTER + BEFORE
         rest = np.square(self.beside) @ far / far.sum(axis=0)
-        return np.asarray((self.beside / np.sqrt(rest + usual[:, None])).max(axis=0))
+        return np.asarray((self.beside / np.sqrt(rest + usual[:, None, None])).max(axis=0))
 
 
 def _bounds(faces: Shape, size: int) -> npt.NDArray[np.intp]:

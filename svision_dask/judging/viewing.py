@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from svision_dask.errors import OutputError, UsageError
-from svision_dask.geometry import FACTORS, SPATIAL, Grid, Shape
+from svision_dask.geometry import FACTORS, SPATIAL, Grid, Regions, Shape
 from svision_dask.judging.compared import Stack
-from svision_dask.judging.scan import OUTLIERS, sample_voxels
+from svision_dask.judging.scan import OUTLIERS, SAMPLED_BLOCKS, sample_voxels, spread
 from svision_dask.omezarr.metadata import read_attributes, read_provenance
 from svision_dask.omezarr.read import is_omezarr
 from svision_dask.omezarr.write import open_level
 from svision_dask.opening.formats import open_volume
+from svision_dask.running.output import begun_record
 from svision_dask.stores.locations import Location, Remote, located
 from svision_dask.stores.serving import HOST, ImageServer
 
@@ -40,6 +41,8 @@ SIZE = (1400, 800)
 """Pixels of a screenshot, across and down."""
 PANEL = 640
 """Pixels of a panel that the volume is to fit."""
+LOOKED_AT = 64
+"""Voxels along each side of a block that the contrast of an output in the making is taken from."""
 SECONDS = 300
 """How long a screenshot may take."""
 UNITS = {"meter": "m", "millimeter": "mm", "micrometer": "um", "nanometer": "nm", "second": "s"}
@@ -219,23 +222,49 @@ def _layer(neuroglancer: Any, server: ImageServer, name: str, place: Location, b
         return _Layer(source=source, contrast=_contrast(volume), grid=volume.grid)
     version, attributes = read_attributes(place)
     if read_provenance(place).get("state") == "incomplete":
-        if before is None:
-            raise UsageError(f"{place} is being made: give what it is made of first, which says where it lies.")
-        grid = _growing(place, before.grid)
+        grid = growing(place, before.grid if before else None)
         url = f"{server.url(name)}0/|zarr{version}:"
-        return _Layer(source=_placed(neuroglancer, url, grid), contrast=None, grid=grid)
+        contrast = contrast_so_far(place) if before is None else None  # that of what it is made of is better
+        return _Layer(source=_placed(neuroglancer, url, grid), contrast=contrast, grid=grid)
     volume = open_volume(place)
     contrast = _window(attributes) or _contrast(volume)
     return _Layer(source=f"{server.url(name)}|zarr{version}:", contrast=contrast, grid=volume.grid)
 
 
-def _growing(place: Location, coarse: Grid) -> Grid:
-    """Find where an output lies that does not say so yet."""
-    shape = open_level(place, 0).shape
+def growing(place: Location, coarse: Grid | None) -> Grid:
+    """Find where an output lies that does not say so yet: by the record of its run, or by what it is made of.
+
+    Raises
+    ------
+    UsageError
+        If there is no record here, as for outputs at URLs, and ``coarse`` is not what it is made of.
+    """
+    shape, record = open_level(place, 0).shape, begun_record(place)
+    if record is not None:
+        return Grid(
+            axes=record["axes"],
+            shape=shape,
+            spacing=tuple(record["output_spacing"]),
+            origin=tuple(record["output_origin"]),
+            units=tuple(record["units"]),
+        )
+    if coarse is None:
+        raise UsageError(f"{place} is being made: give what it is made of first, which says where it lies.")
     factor = tuple(n // m for n, m in zip(shape, coarse.shape, strict=True)) if len(shape) == len(coarse.shape) else ()
-    if any(f not in FACTORS for f in factor) or not factor or coarse.finer(factor).shape != shape:
+    training = read_provenance(place).get("training") or {}
+    if any(f not in FACTORS for f in factor) or not factor:
         raise UsageError(f"{place} is being made of another volume. Give that one first.")
-    return coarse.finer(factor)
+    return coarse.finer(factor, training.get("sampling", "area"))
+
+
+def contrast_so_far(place: Location) -> tuple[float, float] | None:
+    """Take percentiles of blocks spread over an output in the making; what is 0 is not done yet, or dark."""
+    array = open_level(place, 0)
+    blocks = Regions(shape=array.shape, unit=tuple(min(n, LOOKED_AT) for n in array.shape))
+    read = [np.asarray(array[blocks.at(i).box]).ravel() for i in spread(len(blocks), SAMPLED_BLOCKS)]
+    done = np.concatenate([values[(values != 0) & np.isfinite(values)] for values in read])
+    low, high = np.percentile(done, OUTLIERS) if done.size else (0.0, 0.0)
+    return (float(low), float(high)) if low < high else None
 
 
 def _space(neuroglancer: Any, grid: Grid) -> Any:

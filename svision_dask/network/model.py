@@ -55,6 +55,8 @@ class Model:
     """One per channel; a single one serves every channel."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Plain values: preset, seed, steps, losses, sample, input, versions."""
+    training_seconds: float | None = None
+    """How long training took, where this process did it; not saved: the same training makes the same file."""
     _copies: dict[Backend, tuple[Stage, ...]] = field(default_factory=dict, init=False, repr=False)
 
     @property

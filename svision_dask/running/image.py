@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -23,7 +22,9 @@ from svision_dask.running.cluster import own_or
 from svision_dask.running.label_images import label_levels, label_place, label_plan
 from svision_dask.running.ledger import UNDONE, Ledger, Receipt, Record, claim, first_difference
 from svision_dask.running.output import begun_record, remove_existing
-from svision_dask.running.regions import CoarsenTask, CopyTask, EnhanceTask, RegionTask, run_regions
+from svision_dask.running.progress import ClusterState, RunProgress, Tally, timestamp, watched
+from svision_dask.running.regions import CoarsenTask, CopyTask, EnhanceTask
+from svision_dask.running.scheduling import RegionTask, run_regions
 from svision_dask.stores.locations import Location, Remote
 from svision_dask.volume import Label, Shown, Volume
 from svision_dask.workload import GPU_SEATS
@@ -40,20 +41,6 @@ RECORDED = (
     *("device", "precision", "codec"),
 )
 """Of the plan, with shard, region, version and dtype: what decides on voxels and where they are."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunProgress:
-    """Where a run stands, after each region."""
-
-    level: int
-    """0 while enhancing, then the pyramid level being made."""
-    levels: int
-    done: int
-    regions: int
-    voxels: int
-    """Written so far by this run, on all levels."""
-    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +107,12 @@ def as_recorded(output: str | Location, wishes: Wishes | None) -> Wishes:
 
 
 def make_image(
-    job: Job, *, client: Client | None, overwrite: bool, on_progress: Callable[[RunProgress], None] | None
+    job: Job,
+    *,
+    client: Client | None,
+    overwrite: bool,
+    on_progress: Callable[[RunProgress], None] | None,
+    on_workers: Callable[[ClusterState], None] | None = None,
 ) -> Made:
     """Make what is missing of an image: all of it, or what an interrupted run left.
 
@@ -134,6 +126,8 @@ def make_image(
         Replace what is there, instead of going on with it.
     on_progress
         Called after each region.
+    on_workers
+        Called with what the workers do, every few seconds, from another thread.
 
     Returns
     -------
@@ -149,24 +143,27 @@ def make_image(
     """
     plan, levels = job.plan, job.levels
     cuts = [plan.regions, *(_regions(plan, grid) for grid in levels[1:])]
-    tally = _Tally(cuts=cuts, axes=plan.fine.axes, on_progress=on_progress)
+    tally = Tally(cuts=cuts, axes=plan.fine.axes, itemsize=np.dtype(plan.dtype).itemsize, on_progress=on_progress)
     with claim(job.output) as ledger:
         for receipt in _begun(ledger, job, levels, cuts, overwrite=overwrite):
             tally.add(receipt)
 
         def on_receipt(receipt: Receipt) -> None:
             ledger.add(receipt)
-            tally.add(receipt)
             tally.show(receipt)
 
         gpus = plan.backend.device == "cuda"
-        with own_or(client, workers=plan.workers, memory_bytes=plan.memory_bytes, on_gpus=gpus) as cluster:
+        with (
+            own_or(client, workers=plan.workers, memory_bytes=plan.memory_bytes, on_gpus=gpus) as cluster,
+            watched(cluster, tally, on_workers),
+        ):
             for level, regions in enumerate(cuts):
                 run_regions(
                     cluster,
                     _task(job, levels, level, ledger.run),
                     ledger.left(level, regions),
                     on_receipt=on_receipt,
+                    on_failure=tally.fail,
                     seats=GPU_SEATS if gpus and level == 0 else 1,
                 )
             _make_labels(job, cluster)
@@ -182,6 +179,7 @@ def make_image(
             version=plan.version,
             attributes={
                 **job.about,
+                "times": {**read_provenance(job.output).get("times", {}), **tally.times()},
                 "plan": plan.to_json(),
                 "record": job.record,
                 **({"labels": [label.name for label in job.volume.labels]} if job.volume.labels else {}),
@@ -238,7 +236,8 @@ def _begun(
         if overwrite:
             remove_existing(job.output)
         ledger.begin(job.record, counts)
-        create_store(job.output, levels, attributes={**job.about, "run": ledger.run}, **stored)
+        times = {"begun": timestamp(), **job.about.get("times", {})}
+        create_store(job.output, levels, attributes={**job.about, "run": ledger.run, "times": times}, **stored)
         return
     if not job.volume.identity:
         raise OutputError(f"{job.output} is unfinished, and whether its input was this one cannot be told. {_ANEW}")
@@ -274,44 +273,6 @@ def _task(job: Job, levels: Sequence[Grid], level: int, run: str) -> RegionTask:
     if job.label is not None:  # each level from the labels themselves: the nearest of the nearest is not the nearest
         return CopyTask(volume=on_grid(job.volume, levels[level]), output=output, run=run, level=level)
     return CoarsenTask(output=output, level=level, factor=step_between(levels[level - 1], levels[level]), run=run)
-
-
-class _Tally:
-    """Counts what is done, and keeps each channel's lowest and highest voxel."""
-
-    def __init__(
-        self, *, cuts: Sequence[Regions], axes: str, on_progress: Callable[[RunProgress], None] | None
-    ) -> None:
-        self.axes, self.on_progress = axes, on_progress
-        self.counts, self.done = [len(regions) for regions in cuts], [0] * len(cuts)
-        self.started, self.voxels = time.monotonic(), 0
-        self.counted = {"missing_chunks": 0, "empty_regions": 0, "smaller_tiles": 0}
-        self.limits: dict[int, tuple[float, float]] = {}
-
-    def add(self, receipt: Receipt) -> None:
-        """Take a region into account, of this run or of one before it."""
-        self.done[receipt.level] += 1
-        self.counted["missing_chunks"] += receipt.missing
-        self.counted["empty_regions"] += receipt.empty
-        self.counted["smaller_tiles"] += receipt.halvings > 0
-        channel = receipt.start[self.axes.index("c")] if "c" in self.axes else 0
-        low, high = self.limits.get(channel, (receipt.low, receipt.high))
-        self.limits[channel] = (min(low, receipt.low), max(high, receipt.high))
-
-    def show(self, receipt: Receipt) -> None:
-        """Report on a region that was made just now."""
-        self.voxels += receipt.voxels
-        if self.on_progress is not None:
-            self.on_progress(
-                RunProgress(
-                    level=receipt.level,
-                    levels=len(self.counts),
-                    done=self.done[receipt.level],
-                    regions=self.counts[receipt.level],
-                    voxels=self.voxels,
-                    seconds=time.monotonic() - self.started,
-                )
-            )
 
 
 def _shown(job: Job, limits: dict[int, tuple[float, float]]) -> list[Shown]:

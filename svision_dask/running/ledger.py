@@ -18,7 +18,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,14 @@ class Receipt:
     """Whether the region and its halo hold a single value, so that there was nothing to enhance."""
     halvings: int = 0
     """How often its tiles were halved because memory ran out: it agrees with its neighbours to rounding only."""
+    retries: int = 0
+    """How often it was begun again: after errors that pass, or because a worker died."""
+    seconds: float = 0.0
+    """That a worker was at it."""
+    read_bytes: int = 0
+    """Of the voxels that it was made from, before compression; without reading back what was written."""
+    worker: str = ""
+    """Address of who made it; not kept in the ledger."""
 
 
 class Ledger:
@@ -110,7 +118,7 @@ class Ledger:
     def add(self, receipt: Receipt) -> None:
         """Note that a region is done."""
         with self._lines.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(asdict(receipt)) + "\n")
+            lines.write(json.dumps(_kept(receipt)) + "\n")
         self.checksums[receipt.level][receipt.index] = receipt.crc32
 
     def left(self, level: int, regions: Regions) -> Iterator[Region]:
@@ -196,6 +204,12 @@ def _folder(output: str | Location) -> Path:
     if isinstance(target, Remote):
         return state_folder(target) / "ledger"
     return target.with_name(f".{target.name}.svision")
+
+
+def _kept(receipt: Receipt) -> dict[str, Any]:
+    """Leave out of a receipt what says nothing, or nothing to a later run."""
+    usual = {field.name: field.default for field in fields(Receipt)} | {"worker": receipt.worker}
+    return {key: value for key, value in asdict(receipt).items() if value != usual[key]}
 
 
 def _receipt(line: bytes, regions: Sequence[int]) -> Receipt | None:

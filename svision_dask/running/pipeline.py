@@ -23,10 +23,11 @@ from svision_dask.opening.formats import open_volume
 from svision_dask.plan import Machine, Plan, Wishes, plan_enhancement
 from svision_dask.running.cluster import this_machine, wishes_here
 from svision_dask.running.enhancement import check_model, full_factor
-from svision_dask.running.image import Job, Made, RunProgress, as_recorded, make_image
+from svision_dask.running.image import Job, Made, as_recorded, make_image
 from svision_dask.running.label_images import check_labels
 from svision_dask.running.output import check_output
 from svision_dask.running.preflight import check_workers
+from svision_dask.running.progress import ClusterState, RunProgress
 from svision_dask.running.regions import CopyTask, EnhanceTask
 from svision_dask.stores.locations import Location, Remote, located, state_folder
 from svision_dask.training.drift import DriftWarning, drift
@@ -34,6 +35,9 @@ from svision_dask.volume import Volume
 
 if TYPE_CHECKING:
     from distributed import Client
+
+CURVES = ("loss", "exam")
+"""Of a model's provenance: what training went through, step by step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +129,7 @@ def enhance_to_zarr(
     overwrite: bool = False,
     resume: bool = False,
     on_progress: Callable[[RunProgress], None] | None = None,
+    on_workers: Callable[[ClusterState], None] | None = None,
 ) -> Report:
     """Enhance a volume of any size into an OME-Zarr with a pyramid.
 
@@ -155,6 +160,8 @@ def enhance_to_zarr(
         Insist on an unfinished output to go on with.
     on_progress
         Called after each region.
+    on_workers
+        Called with what the workers do, every few seconds, from another thread.
 
     Returns
     -------
@@ -203,9 +210,11 @@ def enhance_to_zarr(
         "dropped": list(volume.dropped),
         "model": trained.digest,
         "drift": differences,
-        # The loss curve stays in the model, which is kept; readers of the image load all of its attributes.
-        "training": {key: value for key, value in trained.provenance.items() if key != "loss"},
+        # The curves stay in the model, which is kept; readers of the image load all of its attributes.
+        "training": {key: value for key, value in trained.provenance.items() if key not in CURVES},
     }
+    if trained.training_seconds is not None:
+        about["times"] = {"training_seconds": round(trained.training_seconds, 3)}
     job = Job(
         volume=volume,
         output=located(output),
@@ -216,7 +225,7 @@ def enhance_to_zarr(
         empty_below=empty_below,
         levels=levels_of(plan, volume),
     )
-    made = make_image(job, client=client, overwrite=overwrite, on_progress=on_progress)
+    made = make_image(job, client=client, overwrite=overwrite, on_progress=on_progress, on_workers=on_workers)
     return Report(
         output=str(output),
         plan=plan,
@@ -280,6 +289,7 @@ def copy_to_zarr(
     overwrite: bool = False,
     resume: bool = False,
     on_progress: Callable[[RunProgress], None] | None = None,
+    on_workers: Callable[[ClusterState], None] | None = None,
 ) -> Plan:
     """Write a volume as it is into an OME-Zarr with a pyramid: ``enhance_to_zarr`` without a model.
 
@@ -316,5 +326,5 @@ def copy_to_zarr(
         about=about,
         levels=levels_of(plan, volume),
     )
-    make_image(job, client=client, overwrite=overwrite, on_progress=on_progress)
+    make_image(job, client=client, overwrite=overwrite, on_progress=on_progress, on_workers=on_workers)
     return plan

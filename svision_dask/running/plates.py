@@ -18,10 +18,10 @@ from svision_dask.opening.formats import open_volume
 from svision_dask.plan import Plan, Version, Wishes
 from svision_dask.running.cluster import own_or
 from svision_dask.running.enhancement import full_factor
-from svision_dask.running.image import RunProgress
 from svision_dask.running.ledger import Record, claim, first_difference
 from svision_dask.running.output import begun_record, check_apart, check_output, remove_existing
 from svision_dask.running.pipeline import enhance_to_zarr, model_path_beside, plan_volume
+from svision_dask.running.progress import RunProgress
 from svision_dask.stores.locations import Location, local_path, located
 from svision_dask.volume import Volume
 

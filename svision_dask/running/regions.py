@@ -1,25 +1,20 @@
-"""Make regions of the output on a cluster: few tasks at a time, each of which writes whole shards and reads back."""
+"""Make a region of the output, on a worker: it writes whole shards and reads them back."""
 
 from __future__ import annotations
 
-import errno
-import platform
+import math
 import threading
-import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
-from itertools import islice, product
-from typing import TYPE_CHECKING, Any, Protocol
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
 from svision_dask.backend import is_out_of_memory, release_memory
-from svision_dask.errors import RegionError, one_line
+from svision_dask.errors import RegionError
 from svision_dask.geometry import Region, Regions, Shape
 from svision_dask.network.model import load_model_once
 from svision_dask.omezarr.metadata import read_provenance
@@ -28,33 +23,15 @@ from svision_dask.omezarr.write import open_level
 from svision_dask.plan import Plan, largest_tile
 from svision_dask.running.enhancement import enhance_haloed
 from svision_dask.running.ledger import UNDONE, Receipt
-from svision_dask.running.preflight import versions_here
+from svision_dask.running.scheduling import passes
 from svision_dask.stores.remote_store import folder_of
 from svision_dask.volume import Volume, read_mirrored
 
 if TYPE_CHECKING:
     import zarr
-    from distributed import Client, Future
 
-TASKS_PER_SEAT = 3
-"""Tasks known to the cluster per seat: one runs and two wait, so that none idles for the client."""
-ASK_SECONDS = 5
-"""How often to ask a cluster how many workers it has."""
-PAUSES = (0.5, 2.0, 8.0)
-"""Seconds before another try at a region after an error that passes."""
-_TRANSIENT = "EAGAIN EBUSY ECONNABORTED ECONNRESET EHOSTUNREACH EINTR EIO ENETUNREACH ESTALE ETIMEDOUT"
-TRANSIENT = {getattr(errno, name) for name in _TRANSIENT.split() if hasattr(errno, name)}
-"""Errors that pass. A full disk, a read-only one and a forbidden one do not."""
-HEAVY_BYTES = 2**17
-"""A task that pickles to more carries voxels; others carry paths."""
-
-
-class RegionTask(Protocol):
-    """Makes one region; pickles to a few kilobytes."""
-
-    def __call__(self, region: Region, /) -> Receipt:
-        """Make it, and say what was written."""
-        ...
+_computing = threading.Lock()
+"""Held by the region that computes; another one of the process may be read or written meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +78,8 @@ class EnhanceTask:
         haloed = read_mirrored(self.volume, first, last)
         if self.empty_below is not None and (haloed < self.empty_below).all():
             haloed = np.zeros_like(haloed)
-        inside = (slice(max(a, 0), min(b, n)) for a, b, n in zip(first, last, plan.coarse.shape, strict=True))
-        missing = self.volume.absent(tuple(inside))
+        inside = tuple(slice(max(a, 0), min(b, n)) for a, b, n in zip(first, last, plan.coarse.shape, strict=True))
+        missing = self.volume.absent(inside)
         channel = start[axes.index("c")] if "c" in axes else 0
         fine = enhance_haloed(
             da.from_array(haloed, chunks=-1, name=False),
@@ -118,7 +95,8 @@ class EnhanceTask:
         with _computing:
             block = fine[wanted].compute(scheduler="synchronous")
         receipt = write_checked(_own_level(self.output, 0, self.run), region, block, missing=missing)
-        return replace(receipt, empty=bool((haloed == haloed.flat[0]).all()))
+        read = math.prod(s.stop - s.start for s in inside) * self.volume.dtype.itemsize
+        return replace(receipt, empty=bool((haloed == haloed.flat[0]).all()), read_bytes=read)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +112,8 @@ class CopyTask:
         """Make one region of ``level``."""
         block, missing = self.volume.read(region.box), self.volume.absent(region.box)
         array = _own_level(self.output, self.level, self.run)
-        return write_checked(array, region, block, level=self.level, missing=missing)
+        receipt = write_checked(array, region, block, level=self.level, missing=missing)
+        return replace(receipt, read_bytes=block.nbytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +130,7 @@ class CoarsenTask:
         finer = open_level(self.output, self.level - 1)
         coarser = _own_level(self.output, self.level, self.run)
         shape = tuple(b - a for a, b in zip(region.start, region.stop, strict=True))
-        block = np.empty(shape, coarser.dtype)
+        block, read = np.empty(shape, coarser.dtype), 0
         # Shard by shard: the sums behind the means of a whole region would take many times its memory, and to ask
         # for less than zarr stores in one piece takes longer than to decode it.
         stored = finer.shards or finer.chunks
@@ -161,8 +140,10 @@ class CoarsenTask:
                 slice((r + a) * f, min((r + b) * f, n))
                 for r, a, b, f, n in zip(region.start, part.start, part.stop, self.factor, finer.shape, strict=True)
             )
-            block[part.box] = block_mean(np.asarray(finer[source]), self.factor)
-        return write_checked(coarser, region, block, level=self.level)
+            voxels = np.asarray(finer[source])
+            block[part.box] = block_mean(voxels, self.factor)
+            read += voxels.nbytes
+        return replace(write_checked(coarser, region, block, level=self.level), read_bytes=read)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +158,7 @@ class VerifyTask:
         try:
             return _receipt(self.volume.read(region.box), region, level=self.level)
         except Exception as error:  # zarr and its codecs raise nearly anything on damaged bytes
-            if _passes(error) or isinstance(error, MemoryError):
+            if passes(error) or isinstance(error, MemoryError):
                 raise
             return Receipt(
                 level=self.level, index=region.index, start=region.start, low=0, high=0, voxels=0, crc32=UNDONE
@@ -256,140 +237,3 @@ def checksum(block: npt.NDArray[Any]) -> int:
 
 def _bytes(block: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(block).reshape(-1).view(np.uint8)
-
-
-def run_regions(
-    client: Client,
-    task: RegionTask,
-    regions: Iterable[Region],
-    *,
-    on_receipt: Callable[[Receipt], None],
-    seats: int = 1,
-) -> None:
-    """Run ``task`` on every region, with a bounded number of tasks known to the cluster at any time.
-
-    Each worker process works on ``seats`` of them at once. A region whose worker died is made again at the end, with no
-    other region around that could be the reason.
-
-    Raises
-    ------
-    RegionError
-        If a region fails: no more are started then, and those known to the cluster are waited for, because a task that
-        writes after this call has returned could meet whatever the caller does next. If a region kills every worker
-        that tries it, all others are made first.
-    """
-    from cloudpickle import dumps
-
-    # A volume held in memory travels to every worker once, not with every region.
-    sent = client.scatter(task, broadcast=True, hash=False) if len(dumps(task)) > HEAVY_BYTES else task
-    submit = partial(client.submit, _run_one, sent, seats=seats, versions=versions_here(), pure=False)
-    drain = partial(_drain, client, submit, window=_Window(client, seats), on_receipt=on_receipt)
-    suspects: list[Region] = []
-    failures = drain(iter(regions), suspects=suspects)
-    for region in [] if failures else suspects:
-        again: list[Region] = []
-        failures += drain(iter([region]), suspects=again)
-        failures += [
-            f"region {r.index} at {r.start}: every worker that tried it died; was it the memory?" for r in again
-        ]
-    failures = list(dict.fromkeys(failures))
-    if failures:
-        more = f" ({len(failures) - 1} more failed.)" if len(failures) > 1 else ""
-        raise RegionError(f"{failures[0]}{more} Nothing was published; the same command goes on with what is missing.")
-
-
-class _Window:
-    """How many tasks a cluster should know, whose workers come and go."""
-
-    def __init__(self, client: Client, seats: int) -> None:
-        self._client, self._seats = client, seats
-        self._known, self._asked = 0, -float(ASK_SECONDS)
-
-    def tasks(self) -> int:
-        """Count the seats that there are, now and then."""
-        if time.monotonic() - self._asked >= ASK_SECONDS:
-            self._asked = time.monotonic()
-            with suppress(OSError):  # the scheduler is gone, which every task will say
-                places = sum(min(threads, self._seats) for threads in self._client.nthreads().values())
-                self._known = TASKS_PER_SEAT * max(1, places)
-        return self._known
-
-
-def _drain(
-    client: Client,
-    submit: Callable[[Region], Future[Any]],
-    waiting: Iterator[Region],
-    *,
-    window: _Window,
-    on_receipt: Callable[[Receipt], None],
-    suspects: list[Region],
-) -> list[str]:
-    """Run regions until there are no more, or one fails; those whose worker died are added to ``suspects``."""
-    from distributed import CancelledError, KilledWorker, as_completed
-
-    failures: list[str] = []
-    at_work = {future: region for region in islice(waiting, window.tasks()) for future in [submit(region)]}
-    # With results: to ask for them one by one would take longer than everything else here.
-    running = as_completed(list(at_work), with_results=True, raise_errors=False)
-    try:
-        for future, outcome in running:
-            region = at_work.pop(future)
-            error = outcome[1] if future.status == "error" else outcome
-            if isinstance(outcome, Receipt):
-                on_receipt(outcome)
-            elif isinstance(outcome, str):
-                failures.append(outcome)
-            elif isinstance(error, KilledWorker):
-                suspects.append(region)
-            elif isinstance(error, CancelledError):
-                failures.append("the scheduler is gone.")
-            else:  # an error that arrives as such is one of the worker, not of the task
-                failures.append(f"a worker failed: {one_line(error)}")
-            future.release()
-            for following in islice(waiting, 0 if failures else max(0, window.tasks() - len(at_work))):
-                at_work[added := submit(following)] = following
-                running.add(added)
-    except BaseException:  # an interrupt, too, must not leave tasks behind
-        client.cancel(list(at_work))
-        raise
-    return failures
-
-
-def _run_one(
-    task: RegionTask, region: Region, *, seats: int = 1, versions: Mapping[str, str] | None = None
-) -> Receipt | str:
-    """Errors raised on purpose come back as text: an exception with a remote traceback is for the unexpected."""
-    if versions is not None and versions != _versions():  # a worker that came after all were inspected
-        return f"region {region.index}: a worker on {platform.node()} has versions {_versions()}, not {dict(versions)}."
-    pauses = iter(PAUSES)
-    while True:
-        try:
-            with _seats(seats):
-                return task(region)
-        except Exception as error:  # zarr and torch raise nearly anything, and the place is what helps
-            pause = next(pauses, None) if _passes(error) else None
-            if pause is None:
-                return f"region {region.index} at {region.start}: {type(error).__name__}: {one_line(error)}"
-            time.sleep(pause)
-
-
-_versions = lru_cache(versions_here)
-
-
-@lru_cache
-def _seats(count: int) -> threading.Semaphore:
-    """Regions of this process that may be in memory at once, whatever its threads: the plan counted no more."""
-    return threading.Semaphore(count)
-
-
-_computing = threading.Lock()
-"""Held by the region that computes; another one of the process may be read or written meanwhile."""
-
-
-def _passes(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is one of those that network file systems get over."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in TRANSIENT:
-            return True
-        error = error.__cause__ or error.__context__
-    return False

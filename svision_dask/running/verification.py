@@ -16,7 +16,8 @@ from svision_dask.omezarr.read import list_levels, open_omezarr, read_provenance
 from svision_dask.omezarr.write import unpublish
 from svision_dask.running.cluster import here_or
 from svision_dask.running.ledger import UNDONE, Receipt, claim
-from svision_dask.running.regions import VerifyTask, run_regions
+from svision_dask.running.regions import VerifyTask
+from svision_dask.running.scheduling import run_regions
 from svision_dask.stores.locations import Location, located
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from svision_dask.simulation.simulate import Phantom, as_volume
 from svision_dask.stores.locations import local_path
 
 if TYPE_CHECKING:
-    from svision_dask.running.image import RunProgress
+    from svision_dask.running.progress import RunProgress
     from svision_dask.training.train import Progress
 
 Voxels = npt.NDArray[Any]

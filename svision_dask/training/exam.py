@@ -26,6 +26,13 @@ BASELINE_RADIUS, PSF_RADIUS = 6, 12
 """Where its kernel is cut; undoing a PSF reaches further. Weights beyond 6 are below a thousandth, but for a PSF."""
 
 
+def decibels(other: float, own: float) -> float:
+    """By how many decibels a mean squared error of ``own`` is less than one of ``other``."""
+    if other == 0 or own == 0:
+        return 0.0 if other == own else math.copysign(math.inf, other - own)
+    return 10 * math.log10(other / own)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """How close a stage, and what needs no network, come to fine voxels that no training saw; mean squared errors."""
@@ -39,10 +46,7 @@ class Verdict:
     @property
     def gain(self) -> float:
         """Decibels by which the stage is closer than the better of both baselines."""
-        best = min(self.cubic, self.back_projected)
-        if best == 0 or self.stage == 0:
-            return 0.0 if best == self.stage else math.copysign(math.inf, best - self.stage)
-        return 10 * math.log10(best / self.stage)
+        return decibels(min(self.cubic, self.back_projected), self.stage)
 
     @property
     def trained(self) -> bool:
@@ -92,6 +96,13 @@ class Exam:
             return self._mean(
                 [_squares(stage.predict(trim(c, unused), one_pass=True), fine) for c, fine in self.patches]
             )
+
+    def cubic_loss(self, stage: Stage) -> float:
+        """Mean squared error of cubic interpolation, of the same voxels as ``loss``."""
+        scaled = (UP_REACH * (f == 2) for f in self.factor)
+        spare = tuple(m - s for m, s in zip(self.margin, scaled, strict=True))
+        how = stage.spec.degradation
+        return self._mean([_squares(upsample(trim(c, spare), self.factor, how), fine) for c, fine in self.patches])
 
     def damping(self, stage: Stage) -> float:
         """Find the share of the back projection, from 0 to 1, that brings the patches closest to their fine voxels.

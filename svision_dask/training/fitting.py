@@ -17,7 +17,7 @@ from svision_dask.geometry import Shape
 from svision_dask.network.architecture import Architecture, Preset
 from svision_dask.network.resample import upsample
 from svision_dask.network.stage import Stage, trim
-from svision_dask.training.exam import Exam, Verdict
+from svision_dask.training.exam import Exam, Verdict, decibels
 from svision_dask.training.pairs import Pairs
 from svision_dask.training.zoom import SPREAD
 
@@ -84,17 +84,31 @@ def settings_for(preset: Preset, design: Architecture, steps: int | None) -> Tra
     return settings if steps is None else replace(settings, steps=steps)
 
 
-def train_stage(
-    stage: Stage, pairs: Pairs, settings: TrainSettings, *, seed: int, report: Callable[[int, float], None]
-) -> tuple[Verdict, list[float]]:
+Report = Callable[[int, float, float | None], None]
+"""Called with the step, the loss, and decibels over cubic interpolation in the exam, as far as they are known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """What came of training a stage."""
+
+    verdict: Verdict
+    loss: list[float]
+    """Running mean, every so many steps: ``REPORTS`` of them."""
+    exam: list[float | None]
+    """Decibels over cubic interpolation in each of the ``SNAPSHOTS`` exams, without back projection; None where the
+    network diverged."""
+
+
+def train_stage(stage: Stage, pairs: Pairs, settings: TrainSettings, *, seed: int, report: Report) -> Fitted:
     """Fit one stage's network to the residual that cubic interpolation leaves, judged by pairs that are held back.
 
     A network that has learned nothing, because it died or diverged, begins anew from other weights.
 
     Returns
     -------
-    tuple of Verdict and list of float
-        What the stage is worth, and the loss curve.
+    Fitted
+        What the stage is worth, and how it got there.
 
     Raises
     ------
@@ -110,22 +124,22 @@ def train_stage(
     stage.residual_scale = _residual_scale(learned)
     attempts = []
     for attempt in range(ATTEMPTS):
-        curve = _fit(stage, learned, exam, settings, seed=seed + 1000 * attempt, report=report)
+        curves = _fit(stage, learned, exam, settings, seed=seed + 1000 * attempt, report=report)
         if stage.spec.back_projections and settings.fit_damping:
             stage.damping = exam.damping(stage)
         verdict = exam.verdict(stage)
         if math.isfinite(verdict.stage):
-            attempts.append((verdict, curve, _copied(stage), stage.damping))
+            attempts.append((verdict, curves, _copied(stage), stage.damping))
             if verdict.trained or settings.steps < FAIR_TRIAL:
                 break
     if not attempts:
         raise SampleError("training diverged: the loss is not a number. Try another --sample or --seed.")
-    verdict, curve, weights, stage.damping = min(attempts, key=lambda made: made[0].stage)
+    verdict, (loss, gains), weights, stage.damping = min(attempts, key=lambda made: made[0].stage)
     stage.network.load_state_dict(weights)
     stage.eval().requires_grad_(requires_grad=False).to("cpu")
     if settings.device == "cuda":
         release_memory()  # the workers on this machine need it
-    return verdict, curve
+    return Fitted(verdict=verdict, loss=loss, exam=gains)
 
 
 def _fit(
@@ -135,14 +149,16 @@ def _fit(
     settings: TrainSettings,
     *,
     seed: int,
-    report: Callable[[int, float], None],
-) -> list[float]:
-    """Train from new weights, and keep those that did best in the exam; returns the loss curve."""
+    report: Report,
+) -> tuple[list[float], list[float | None]]:
+    """Train from new weights, and keep those that did best in the exam; returns the curves of loss and exams."""
     rng = np.random.default_rng(seed)
     stage.network.start(torch.Generator().manual_seed(seed))
     optimizer = torch.optim.Adam(stage.network.parameters(), lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings.steps))
     running, curve, best = math.nan, [], (math.inf, stage.network.state_dict())
+    gains: list[float | None] = []
+    cubic = exam.cubic_loss(stage)
     for step in range(settings.steps):
         drawn = pairs.draw(rng, settings.patch, settings.batch, stage.network.reach)
         coarse, fine = (voxels.to(settings.device) for voxels in drawn)
@@ -156,13 +172,16 @@ def _fit(
         optimizer.step()
         schedule.step()
         running = loss.item() if math.isnan(running) else 0.98 * running + 0.02 * loss.item()
-        report(step, running)
         if step % max(1, settings.steps // REPORTS) == 0:
             curve.append(float(f"{running:.6g}"))
         if (step + 1) % max(1, settings.steps // SNAPSHOTS) == 0 or step + 1 == settings.steps:
-            best = min(best, (exam.loss(stage), _copied(stage)), key=lambda judged: judged[0])
+            judged = exam.loss(stage)
+            gain = decibels(cubic, judged)
+            gains.append(float(f"{gain:.4g}") if math.isfinite(gain) else None)
+            best = min(best, (judged, _copied(stage)), key=lambda each: each[0])
+        report(step, running, gains[-1] if gains else None)
     stage.network.load_state_dict(best[1])
-    return curve
+    return curve, gains
 
 
 def _quick(device: Device) -> torch.autocast:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -48,6 +49,9 @@ class Progress:
     steps: int
     loss: float
     """Running mean, in units of the squared residual."""
+    gain: float | None
+    """Decibels by which the network is closer than cubic interpolation to the pairs of its exam, when it was last
+    judged; None before that. Without back projection, which is fitted at the end."""
 
 
 LATERAL: Shape = (1, 2, 2)
@@ -113,6 +117,7 @@ def train(
     SampleError
         If there is nothing to learn from in the sample.
     """
+    started = time.monotonic()
     if steps is not None and steps < 1:
         raise UsageError(f"{steps} steps: training needs at least 1. Use --steps {SETTINGS['fast'].steps}.")
     if seed < 0:
@@ -134,7 +139,8 @@ def train(
     model = train_on_sample(chosen, design, settings, seed=seed, psf=known, on_step=on_step, about=about)
     checked = self_check(model, chosen)
     found = {"self_check": asdict(checked) if checked else None, "roughness": typical_roughness(chosen)}
-    return replace(model, provenance={**model.provenance, **found})
+    seconds = time.monotonic() - started
+    return replace(model, provenance={**model.provenance, **found}, training_seconds=seconds)
 
 
 def design_for(
@@ -183,8 +189,8 @@ def train_on_sample(
         known = psf if number == 0 else None
         pairs, note = _pairs(stage, voxels, sample.normalisation, known, settings)
         report = _reporter(on_step, number, len(design.stages), settings.steps)
-        verdict, curve = train_stage(stage, pairs, settings, seed=seed + number, report=report)
-        notes.append({**note, "verdict": asdict(verdict), "loss": curve})
+        fitted = train_stage(stage, pairs, settings, seed=seed + number, report=report)
+        notes.append({**note, "verdict": asdict(fitted.verdict), "loss": fitted.loss, "exam": fitted.exam})
         stages.append(stage)
     provenance = {
         **(about or {}),
@@ -255,9 +261,9 @@ def _at_most(shape: Shape, limit: int) -> Shape:
 
 def _reporter(
     on_step: Callable[[Progress], None] | None, stage: int, stages: int, steps: int
-) -> Callable[[int, float], None]:
-    def report(step: int, loss: float) -> None:
+) -> Callable[[int, float, float | None], None]:
+    def report(step: int, loss: float, gain: float | None) -> None:
         if on_step is not None:
-            on_step(Progress(stage=stage, stages=stages, step=step + 1, steps=steps, loss=loss))
+            on_step(Progress(stage=stage, stages=stages, step=step + 1, steps=steps, loss=loss, gain=gain))
 
     return report

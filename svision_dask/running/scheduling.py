@@ -1,0 +1,220 @@
+"""Run regions on a cluster: few tasks known to it at any time, tried again where an error passes, or a worker died."""
+
+from __future__ import annotations
+
+import errno
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from functools import lru_cache, partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+from svision_dask.errors import RegionError, one_line
+from svision_dask.geometry import Region
+from svision_dask.running.ledger import Receipt
+from svision_dask.running.preflight import versions_here
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+TASKS_PER_SEAT = 3
+"""Tasks known to the cluster per seat: one runs and two wait, so that none idles for the client."""
+ASK_SECONDS = 5
+"""How often to ask a cluster how many workers it has."""
+PAUSES = (0.5, 2.0, 8.0)
+"""Seconds before another try at a region after an error that passes."""
+_TRANSIENT = "EAGAIN EBUSY ECONNABORTED ECONNRESET EHOSTUNREACH EINTR EIO ENETUNREACH ESTALE ETIMEDOUT"
+TRANSIENT = {getattr(errno, name) for name in _TRANSIENT.split() if hasattr(errno, name)}
+"""Errors that pass. A full disk, a read-only one and a forbidden one do not."""
+HEAVY_BYTES = 2**17
+"""A task that pickles to more carries voxels; others carry paths."""
+KEY = "region-"
+"""How the names of our tasks begin on a cluster; the number of the region follows."""
+
+
+class RegionTask(Protocol):
+    """Makes one region; pickles to a few kilobytes."""
+
+    def __call__(self, region: Region, /) -> Receipt:
+        """Make it, and say what was written."""
+        ...
+
+
+def run_regions(
+    client: Client,
+    task: RegionTask,
+    regions: Iterable[Region],
+    *,
+    on_receipt: Callable[[Receipt], None],
+    on_failure: Callable[[str], None] | None = None,
+    seats: int = 1,
+) -> None:
+    """Run ``task`` on every region, with a bounded number of tasks known to the cluster at any time.
+
+    Each worker process works on ``seats`` of them at once. A region whose worker died is made again at the end, with no
+    other region around that could be the reason; its receipt says so.
+
+    Parameters
+    ----------
+    client
+        Of the cluster.
+    task, regions
+        What to do, and where.
+    on_receipt
+        Called with what each region left.
+    on_failure
+        Called with why a region failed, as soon as it is known.
+    seats
+        Of a worker process.
+
+    Raises
+    ------
+    RegionError
+        If a region fails: no more are started then, and those known to the cluster are waited for, because a task that
+        writes after this call has returned could meet whatever the caller does next. If a region kills every worker
+        that tries it, all others are made first.
+    """
+    from cloudpickle import dumps
+
+    # A volume held in memory travels to every worker once, not with every region.
+    sent = client.scatter(task, broadcast=True, hash=False) if len(dumps(task)) > HEAVY_BYTES else task
+    run = partial(client.submit, _run_one, sent, seats=seats, versions=versions_here())
+
+    def submit(region: Region) -> Future[Any]:
+        return run(region, key=f"{KEY}{region.index}-{uuid.uuid4().hex}")  # names what a worker is at, also to dask
+
+    def on_later_receipt(receipt: Receipt) -> None:
+        on_receipt(replace(receipt, retries=receipt.retries + 1))
+
+    drain = partial(_drain, client, submit, window=_Window(client, seats), on_failure=on_failure or _nobody)
+    suspects: list[Region] = []
+    failures = drain(iter(regions), suspects=suspects, on_receipt=on_receipt)
+    for region in [] if failures else suspects:
+        again: list[Region] = []
+        failures += drain(iter([region]), suspects=again, on_receipt=on_later_receipt)
+        failures += [
+            f"region {r.index} at {r.start}: every worker that tried it died; was it the memory?" for r in again
+        ]
+    failures = list(dict.fromkeys(failures))
+    if failures:
+        more = f" ({len(failures) - 1} more failed.)" if len(failures) > 1 else ""
+        raise RegionError(f"{failures[0]}{more} Nothing was published; the same command goes on with what is missing.")
+
+
+def _nobody(why: str) -> None:
+    """Take a report, where nobody wants it."""
+
+
+class _Window:
+    """How many tasks a cluster should know, whose workers come and go."""
+
+    def __init__(self, client: Client, seats: int) -> None:
+        self._client, self._seats = client, seats
+        self._known, self._asked = 0, -float(ASK_SECONDS)
+
+    def tasks(self) -> int:
+        """Count the seats that there are, now and then."""
+        if time.monotonic() - self._asked >= ASK_SECONDS:
+            self._asked = time.monotonic()
+            with suppress(OSError):  # the scheduler is gone, which every task will say
+                places = sum(min(threads, self._seats) for threads in self._client.nthreads().values())
+                self._known = TASKS_PER_SEAT * max(1, places)
+        return self._known
+
+
+def _drain(
+    client: Client,
+    submit: Callable[[Region], Future[Any]],
+    waiting: Iterator[Region],
+    *,
+    window: _Window,
+    on_receipt: Callable[[Receipt], None],
+    on_failure: Callable[[str], None],
+    suspects: list[Region],
+) -> list[str]:
+    """Run regions until there are no more, or one fails; those whose worker died are added to ``suspects``."""
+    from distributed import CancelledError, KilledWorker, as_completed
+
+    failures: list[str] = []
+    at_work = {future: region for region in islice(waiting, window.tasks()) for future in [submit(region)]}
+    # With results: to ask for them one by one would take longer than everything else here.
+    running = as_completed(list(at_work), with_results=True, raise_errors=False)
+    try:
+        for future, outcome in running:
+            region, known = at_work.pop(future), len(failures)
+            error = outcome[1] if future.status == "error" else outcome
+            if isinstance(outcome, Receipt):
+                on_receipt(outcome)
+            elif isinstance(outcome, str):
+                failures.append(outcome)
+            elif isinstance(error, KilledWorker):
+                suspects.append(region)
+            elif isinstance(error, CancelledError):
+                failures.append("the scheduler is gone.")
+            else:  # an error that arrives as such is one of the worker, not of the task
+                failures.append(f"a worker failed: {one_line(error)}")
+            for why in failures[known:]:
+                on_failure(why)
+            future.release()
+            for following in islice(waiting, 0 if failures else max(0, window.tasks() - len(at_work))):
+                at_work[added := submit(following)] = following
+                running.add(added)
+    except BaseException:  # an interrupt, too, must not leave tasks behind
+        client.cancel(list(at_work))
+        raise
+    return failures
+
+
+def _run_one(
+    task: RegionTask, region: Region, *, seats: int = 1, versions: Mapping[str, str] | None = None
+) -> Receipt | str:
+    """Errors raised on purpose come back as text: an exception with a remote traceback is for the unexpected."""
+    if versions is not None and versions != _versions():  # a worker that came after all were inspected
+        return f"region {region.index}: a worker on {platform.node()} has versions {_versions()}, not {dict(versions)}."
+    pauses, retries, began = iter(PAUSES), 0, time.monotonic()
+    while True:
+        try:
+            with _seats(seats):
+                began = began if retries else time.monotonic()  # what waited for its seat was not at work
+                receipt = task(region)
+            seconds = round(time.monotonic() - began, 3)
+            return replace(receipt, retries=retries, seconds=seconds, worker=_own_address())
+        except Exception as error:  # zarr and torch raise nearly anything, and the place is what helps
+            pause = next(pauses, None) if passes(error) else None
+            if pause is None:
+                return f"region {region.index} at {region.start}: {type(error).__name__}: {one_line(error)}"
+            retries += 1
+            time.sleep(pause)
+
+
+def _own_address() -> str:
+    """Address of the worker that this runs on; empty where it is none."""
+    from distributed import get_worker
+
+    try:
+        return str(get_worker().address)
+    except ValueError:
+        return ""
+
+
+_versions = lru_cache(versions_here)
+
+
+@lru_cache
+def _seats(count: int) -> threading.Semaphore:
+    """Regions of this process that may be in memory at once, whatever its threads: the plan counted no more."""
+    return threading.Semaphore(count)
+
+
+def passes(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is one of those that network file systems get over."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in TRANSIENT:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
