@@ -24,6 +24,7 @@ from svision_dask.commands.console import (
     plan_lines,
     progress,
 )
+from svision_dask.commands.export import export
 from svision_dask.commands.given import (
     Given,
     check_given,
@@ -70,6 +71,7 @@ def main(verbose: int) -> None:
 
 
 main.add_command(compare)
+main.add_command(export)
 main.add_command(view)
 
 
@@ -130,7 +132,7 @@ def enhance(
 
     Run again after it was interrupted, it goes on where it stopped.
     """
-    from svision_dask.network.model import load_model
+    from svision_dask.network.model import load_model, model_file
     from svision_dask.running.output import check_output
     from svision_dask.running.pipeline import enhance_to_zarr
     from svision_dask.training.drift import DriftWarning
@@ -163,7 +165,7 @@ def enhance(
         else:
             model = train_given(volume, given)
             tell_drift(model, volume, "another --sample may be more typical")
-        kept = model if renormalise or not model_path else model_path
+        kept = model if renormalise or not model_path or model_file(model_path) is None else model_path
         with progress() as update, warnings.catch_warnings():
             warnings.simplefilter("ignore", DriftWarning)  # said already
             report = enhance_to_zarr(
