@@ -71,6 +71,7 @@ LIBRARIES = {
     "omezarr/read": {"numpy", "zarr"},
     "omezarr/write": {"numpy", "zarr"},
     "opening/formats": {"dask", "numpy"},
+    "opening/in_memory": {"dask", "numpy"},
     "opening/selection": {"dask", "numpy"},
     "running/arguments": {"dask"},
     "running/cluster": {"dask", "distributed", "psutil"},
