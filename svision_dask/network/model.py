@@ -22,6 +22,7 @@ from svision_dask.errors import ModelError, OutputError, UsageError
 from svision_dask.geometry import Shape
 from svision_dask.network.architecture import Architecture
 from svision_dask.network.stage import Stage, trim
+from svision_dask.notebook import html_table, per_axis
 from svision_dask.stores.locations import Location, Remote, located
 
 FORMAT = 3
@@ -58,6 +59,19 @@ class Model:
     provenance: dict[str, Any] = field(default_factory=dict)
     """Plain values: preset, seed, steps, losses, sample, input, versions."""
     _copies: dict[Backend, tuple[Stage, ...]] = field(default_factory=dict, init=False, repr=False)
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "axes": self.architecture.axes,
+            "factor": per_axis("zyx", self.factor),
+            "halo": per_axis("zyx", self.halo),
+            "parameters": self.architecture.parameters,
+            "channels": len(self.normalisation),
+            "trained on": self.provenance.get("input", ""),
+            "preset": self.provenance.get("preset", ""),
+            "sha256": self.digest,
+        }
+        return html_table("Model", {name: value for name, value in rows.items() if value != ""})
 
     @property
     def factor(self) -> Shape:

@@ -59,6 +59,11 @@ def open_volume(
     missing
         Whether a chunk of an OME-Zarr that is not there is an error, or is empty, as `open_omezarr`.
 
+    Returns
+    -------
+    Volume
+        Lazy: its metadata are read, its voxels are not.
+
     Raises
     ------
     ImageError

@@ -80,6 +80,11 @@ def plan_volume(
     client
         Of a cluster to plan for instead.
 
+    Returns
+    -------
+    Plan
+        Regions, tiles, halo, bytes and memory.
+
     Raises
     ------
     ClusterError
@@ -144,6 +149,8 @@ def enhance_to_zarr(
         both, see `load_model`.
     plan
         Made by ``plan_volume`` for this volume and model; by default, made here from ``dtype`` and ``wishes``.
+    dtype, wishes
+        As ``plan_volume``.
     client
         Of a cluster whose workers see ``source`` and ``output`` under the same paths; by default, worker processes are
         started on this machine.
@@ -283,6 +290,18 @@ def copy_to_zarr(
     on_progress: Callable[[RunProgress], None] | None = None,
 ) -> Plan:
     """Write a volume as it is into an OME-Zarr with a pyramid: ``enhance_to_zarr`` without a model.
+
+    Parameters
+    ----------
+    volume
+        What is written, all axes, in its own dtype.
+    output, wishes, client, overwrite, resume, on_progress
+        As ``enhance_to_zarr``.
+
+    Returns
+    -------
+    Plan
+        How it was cut.
 
     Raises
     ------

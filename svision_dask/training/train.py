@@ -106,6 +106,11 @@ def train(
     on_step
         Called after each step.
 
+    Returns
+    -------
+    Model
+        With the intensity constants of the sample, and in ``provenance`` how it came about and what it is worth.
+
     Raises
     ------
     UsageError
