@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from svision_dask.backend import Backend
     from svision_dask.errors import SvisionError
     from svision_dask.geometry import Grid
+    from svision_dask.interchange.export import export_model
     from svision_dask.judging.comparison import Comparison, compare
     from svision_dask.judging.report import write_report
     from svision_dask.judging.viewing import View, view
@@ -41,6 +42,7 @@ _HOMES = {
     "copy_to_zarr": "running.pipeline",
     "enhance": "running.enhancement",
     "enhance_to_zarr": "running.pipeline",
+    "export_model": "interchange.export",
     "load_model": "network.model",
     "open_volume": "opening.formats",
     "plan_volume": "running.pipeline",
@@ -65,6 +67,7 @@ __all__ = [
     "copy_to_zarr",
     "enhance",
     "enhance_to_zarr",
+    "export_model",
     "load_model",
     "open_volume",
     "plan_volume",

@@ -53,7 +53,7 @@ class Grid:
         return tuple(i for i, axis in enumerate(self.axes) if axis in SPATIAL)
 
     def finer(self, factor: Shape, sampling: Sampling = "area") -> Grid:
-        """Make the grid with ``factor`` times more voxels.
+        """Make the grid with ``factor`` times more voxels, of which ``sampling`` says what the coarse ones are.
 
         Where voxels are means over their area, their edges stay put, so the first centre moves towards the edge by
         ``spacing·(f − 1)/(2f)``. Where they are points, the first centre stays put.

@@ -17,6 +17,7 @@ from svision_dask.codec import Codec, usual_codec
 from svision_dask.degradation import Sampling
 from svision_dask.errors import PlanError
 from svision_dask.geometry import SPATIAL, Grid, Regions, Shape
+from svision_dask.notebook import html_table, per_axis
 from svision_dask.workload import Workload
 
 CHUNK = {2: 1024, 3: 64}
@@ -74,6 +75,14 @@ class Plan:
     backend: Backend = CPU
     codec: Codec
     pyramid: Pyramid = "isotropic"
+
+    def _repr_html_(self) -> str:
+        axes = self.coarse.axes
+        rows = {name: per_axis(axes, getattr(self, name)) for name in ("factor", "halo", "tile", "chunk", "region")}
+        rows |= {"output": f"{per_axis(axes, self.fine.shape)}, {self.dtype}", "regions": str(len(self.regions))}
+        rows["memory"] = f"{self.workers} workers of {self.worker_bytes / 2**20:.0f} MiB each"
+        rows["reads, writes"] = f"{self.read_bytes / 2**20:.0f} MiB, {self.write_bytes / 2**20:.0f} MiB"
+        return html_table("Plan", rows)
 
     @property
     def regions(self) -> Regions:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from svision_dask.errors import UsageError
 from svision_dask.geometry import Grid, Shape, Vector
+from svision_dask.notebook import html_table, per_axis
 
 Box = tuple[slice, ...]
 """One slice with start and stop per axis."""
@@ -92,7 +93,10 @@ class Volume:
         name: str = "",
         identity: str = "",
     ) -> Volume:
-        """Wrap ``source`` (shape as in ``grid``) in a dask array of ``chunks`` voxels, without reading."""
+        """Wrap ``source`` (shape as in ``grid``) in a dask array of ``chunks`` voxels, without reading.
+
+        ``channels``, ``name`` and ``identity`` are those of the volume.
+        """
         meta = np.empty((0,) * len(chunks), dtype=native(source.dtype))
         voxels = da.from_array(  # type: ignore[no-untyped-call]  # dask leaves it unannotated
             source, chunks=chunks, asarray=True, meta=meta, name=False
@@ -104,6 +108,20 @@ class Volume:
     def dtype(self) -> np.dtype[Any]:
         """Voxel type, in the machine's byte order."""
         return native(self.voxels.dtype)
+
+    def _repr_html_(self) -> str:
+        axes, grid = self.grid.axes, self.grid
+        rows = {
+            "shape": per_axis(axes, grid.shape),
+            "spacing": per_axis(
+                axes, (f"{s:g} {u or ''}".strip() for s, u in zip(grid.spacing, grid.units, strict=True))
+            ),
+            "origin": per_axis(axes, (f"{o:g}" for o in grid.origin)),
+            "voxels": f"{self.dtype}, {self.voxels.nbytes / 2**20:.1f} MiB",
+            "chunks": per_axis(axes, self.voxels.chunksize),
+            "channels": ", ".join(self.channels),
+        }
+        return html_table(f"Volume {self.name}", {name: value for name, value in rows.items() if value})
 
     def absent(self, box: Box) -> int:
         """Count the stored chunks that ``box`` touches and that are not there."""

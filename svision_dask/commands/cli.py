@@ -23,6 +23,7 @@ from svision_dask.commands.console import (
     plan_lines,
 )
 from svision_dask.commands.events import json_logged, log_event
+from svision_dask.commands.export import export
 from svision_dask.commands.given import (
     Given,
     check_given,
@@ -66,6 +67,7 @@ def main(verbose: int) -> None:
 
 
 main.add_command(compare)
+main.add_command(export)
 main.add_command(view)
 
 
@@ -128,7 +130,7 @@ def enhance(
 
     Run again after it was interrupted, it goes on where it stopped.
     """
-    from svision_dask.network.model import load_model
+    from svision_dask.network.model import load_model, model_file
     from svision_dask.running.output import check_output
     from svision_dask.running.pipeline import enhance_to_zarr
     from svision_dask.training.drift import DriftWarning
@@ -162,7 +164,7 @@ def enhance(
         else:
             model = train_given(volume, given)
             tell_drift(model, volume, "another --sample may be more typical")
-        kept = model if renormalise or not model_path else model_path
+        kept = model if renormalise or not model_path or model_file(model_path) is None else model_path
         with progress() as report, warnings.catch_warnings():
             warnings.simplefilter("ignore", DriftWarning)  # said already
             made = enhance_to_zarr(

@@ -126,7 +126,13 @@ clustering = _options(
     click.option("--dashboard", is_flag=True, help="Serve Dask's dashboard, on this machine only; needs bokeh."),
 )
 reading = click.argument("source", metavar="INPUT")
-trained = click.option("-m", "--model", "model_path", metavar="MODEL", help="Trained model; by default, one is made.")
+trained = click.option(
+    "-m",
+    "--model",
+    "model_path",
+    metavar="MODEL",
+    help="Trained model; by default, one is made. A path, or URL#sha256=HASH.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 replacing = click.option("--overwrite", is_flag=True, help="Replace an OME-Zarr image that is in the way.")
 resuming = click.option("--resume", is_flag=True, help="Insist on an unfinished OUTPUT, which is gone on with anyway.")

@@ -60,6 +60,11 @@ def write_report(comparison: Comparison, path: str | Path) -> Path:
     path
         File to write; one that is there is replaced.
 
+    Returns
+    -------
+    Path
+        The file.
+
     Raises
     ------
     OSError

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from svision_dask.geometry import SPATIAL, Shape
+from svision_dask.network import portable
 from svision_dask.network.architecture import Layer
 
 
@@ -42,7 +43,9 @@ class Network(nn.Module):
     def forward(self, coarse: torch.Tensor) -> torch.Tensor:
         """Apply all layers."""
         voxels = coarse.squeeze(2) if self.planar else coarse
-        residual: torch.Tensor = self.steps(voxels.contiguous(memory_format=self._memory_format))
+        if not torch.compiler.is_exporting():  # where channels lie in memory is each runtime's own affair
+            voxels = voxels.contiguous(memory_format=self._memory_format)
+        residual: torch.Tensor = self.steps(voxels)
         return residual.unsqueeze(2) if self.planar else residual
 
     def start(self, generator: torch.Generator) -> None:
@@ -62,6 +65,8 @@ class Network(nn.Module):
 
 def interleave(phases: torch.Tensor, factor: Shape) -> torch.Tensor:
     """Put the channels of each coarse voxel in place as its fine voxels: (n, p, z, y, x) → (n, 1, fz·z, fy·y, fx·x)."""
+    if torch.compiler.is_exporting():
+        return portable.interleave(phases, factor)
     n, _, z, y, x = phases.shape
     fz, fy, fx = factor
     runs = phases.permute(0, 2, 3, 4, 1).reshape(-1)  # as channels lie in memory: neighbours along x together

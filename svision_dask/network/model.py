@@ -22,12 +22,15 @@ from svision_dask.errors import ModelError, OutputError, UsageError
 from svision_dask.geometry import Shape
 from svision_dask.network.architecture import Architecture
 from svision_dask.network.stage import Stage, trim
-from svision_dask.stores.locations import local_path
+from svision_dask.notebook import html_table, per_axis
+from svision_dask.stores.locations import Location, Remote, located
 
 FORMAT = 3
 """Version of the file's layout; raised when an older reader would misread a newer file."""
 MAX_BYTES = 64 * 2**20
 """A model of this kind has some kilobytes; anything above this is not one."""
+HASHED = "#sha256="
+"""Between the place of a model and what its file must be."""
 MAX_HEADER_BYTES = 4 * 2**20
 """Of which most is the loss curve."""
 
@@ -59,6 +62,19 @@ class Model:
     """How long training took, where this process did it; not saved: the same training makes the same file."""
     _copies: dict[Backend, tuple[Stage, ...]] = field(default_factory=dict, init=False, repr=False)
 
+    def _repr_html_(self) -> str:
+        rows = {
+            "axes": self.architecture.axes,
+            "factor": per_axis("zyx", self.factor),
+            "halo": per_axis("zyx", self.halo),
+            "parameters": self.architecture.parameters,
+            "channels": len(self.normalisation),
+            "trained on": self.provenance.get("input", ""),
+            "preset": self.provenance.get("preset", ""),
+            "sha256": self.digest,
+        }
+        return html_table("Model", {name: value for name, value in rows.items() if value != ""})
+
     @property
     def factor(self) -> Shape:
         """How many times finer the output is, for z, y, x."""
@@ -68,6 +84,17 @@ class Model:
     def halo(self) -> Shape:
         """Coarse voxels needed beyond a box, per side, for z, y, x."""
         return self.architecture.halo
+
+    @property
+    def spare(self) -> Shape:
+        """Fine voxels per side, for z, y, x, that the stages leave of a halo.
+
+        A later stage's reach need not be a multiple of the factor before it, and the halo was rounded up.
+        """
+        left = self.halo
+        for stage in self.stages:
+            left = tuple(f * (n - r) for n, r, f in zip(left, stage.reach, stage.spec.factor, strict=True))
+        return left
 
     def refine(self, haloed: npt.NDArray[Any], *, channel: int = 0, backend: Backend = CPU) -> npt.NDArray[np.float32]:
         """Enhance a box that carries its halo.
@@ -100,9 +127,7 @@ class Model:
             voxels = (voxels - constants.offset) / constants.scale
             for stage in self._stages_on(backend):
                 voxels = stage(voxels)
-            # A later stage's reach need not be a multiple of the factor before it; the halo was rounded up.
-            spare = tuple((n - f * b) // 2 for n, f, b in zip(voxels.shape[2:], self.factor, box, strict=True))
-            voxels = trim(voxels, spare).mul_(constants.scale).add_(constants.offset)
+            voxels = trim(voxels, self.spare).mul_(constants.scale).add_(constants.offset)
             return np.ascontiguousarray(voxels[0, 0].cpu().numpy())
 
     def _stages_on(self, backend: Backend) -> tuple[Stage, ...]:
@@ -178,24 +203,58 @@ class Model:
         return ("svision_dask.Model", self.digest)
 
 
-def load_model(path: str | Path) -> Model:
+def load_model(place: str | Path) -> Model:
     """Read a model file; nothing in it is executed.
+
+    Parameters
+    ----------
+    place
+        A path or a URL (https, s3, gs), which ``#sha256=`` and the 64 digits that ``sha256sum`` prints may follow: then
+        the file must have this content. A URL needs it.
+
+    Returns
+    -------
+    Model
+        The model.
 
     Raises
     ------
     ModelError
-        If the file is missing, is not a model, is damaged, or was made by a newer version.
+        If the file is missing, too large or another one, is not a model, is damaged, or was made by a newer version.
+    UsageError
+        If what follows is no hash, or a URL has none.
     """
-    path = local_path(path, "a model")
-    if not path.is_file():
-        raise ModelError(f"{path}: no such model file. Make one with svision-dask train.")
-    if path.stat().st_size > MAX_BYTES:
-        raise ModelError(f"{path}: {path.stat().st_size} bytes; a model has at most {MAX_BYTES}. Is it another file?")
+    name, marked, wanted = str(place).partition(HASHED)
+    found = located(name)
+    if marked and not (len(wanted) == 64 and set(wanted.lower()) <= set("0123456789abcdef")):
+        raise UsageError(f"{name}: the hash after {HASHED} has 64 digits, 0-9 and a-f. Give what sha256sum prints.")
+    if isinstance(found, Remote) and not marked:
+        raise UsageError(f"{name}: a model at a URL needs its hash: {name}{HASHED}…, which sha256sum prints. Add it.")
+    content = _content_of(found)
+    digest = hashlib.sha256(content).hexdigest()
+    if marked and digest != wanted.lower():
+        raise ModelError(f"{name}: its sha256 is {digest}, not {wanted.lower()}: it is another file. Ask who gave it.")
+    return _from_bytes(content, name)
+
+
+def model_file(place: str | Path) -> Path | None:
+    """Say which file on this machine ``place`` means; None for one at a URL."""
+    found = located(str(place).partition(HASHED)[0])
+    return None if isinstance(found, Remote) else found
+
+
+def _content_of(found: Location) -> bytes:
+    """Read a file that is no larger than models are."""
     try:
-        content = path.read_bytes()
+        here = found.stat().st_size if isinstance(found, Path) and found.is_file() else None
+        size = found.size() if isinstance(found, Remote) else here
+        if size is None:
+            raise ModelError(f"{found}: no such model file. Make one with svision-dask train.")
+        if size > MAX_BYTES:
+            raise ModelError(f"{found}: {size} bytes; a model has at most {MAX_BYTES}. Is it another file?")
+        return found.read_part(0, size) if isinstance(found, Remote) else found.read_bytes()
     except OSError as error:
-        raise ModelError(f"{path}: the model cannot be read ({error}). Copy it here anew.") from error
-    return _from_bytes(content, str(path))
+        raise ModelError(f"{found}: the model cannot be read ({error}). Copy it here anew.") from error
 
 
 @lru_cache(maxsize=2)

@@ -17,12 +17,17 @@ import torch
 
 from svision_dask.degradation import CUBIC, UP_REACH, Degradation, Taps
 from svision_dask.geometry import Shape
+from svision_dask.network import portable
 
 
 def correlate(
     voxels: torch.Tensor, taps: Sequence[float], *, axis: int, start: int, count: int, step: int = 1
 ) -> torch.Tensor:
     """``out[i] = Σ taps[k] · voxels[start + k + step·i]`` along one axis, for i below ``count``; nothing is padded."""
+    if torch.compiler.is_exporting():
+        return portable.correlate(
+            voxels.narrow(axis, start, step * (count - 1) + len(taps)), taps, axis=axis, step=step
+        )
     total: torch.Tensor | None = None
     for k, tap in enumerate(taps):
         window = voxels[_along(axis, slice(start + k, start + k + step * (count - 1) + 1, step))]
@@ -44,6 +49,9 @@ def upsample(coarse: torch.Tensor, factor: Sequence[int], how: Degradation = CUB
     """Cubic interpolation: m coarse voxels become the 2(m − 4) fine ones that need no padding."""
     even, odd = how.up
     for axis in _changed(factor):
+        if torch.compiler.is_exporting():
+            coarse = portable.interpolate(coarse, even, odd, axis=axis)
+            continue
         count = coarse.shape[axis] - 2 * UP_REACH
         fine = coarse.new_empty([2 * count if i == axis else n for i, n in enumerate(coarse.shape)])
         # Into their places one after the other: torch.stack takes four times as long.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from svision_dask.errors import ImageError, UsageError
 from svision_dask.geometry import Grid, Shape, Vector
 from svision_dask.omezarr.metadata import is_omezarr
+from svision_dask.opening.in_memory import open_array
 from svision_dask.opening.selection import Channels, Times, select
 from svision_dask.stores.locations import Location, Remote, located
 from svision_dask.tiff.files import is_files, open_tiff_files
@@ -28,7 +30,7 @@ _SAME_SPACING = 1e-6
 
 
 def open_volume(
-    path: str | Location,
+    path: Any,
     *,
     level: int = 0,
     series: int | str | None = None,
@@ -44,7 +46,8 @@ def open_volume(
     Parameters
     ----------
     path
-        OME-Zarr folder, or its URL (s3, gs, https); TIFF file; or a folder or pattern of TIFF files.
+        OME-Zarr folder, or its URL (s3, gs, https); TIFF file; a folder or pattern of TIFF files; or an array of numpy,
+        dask or xarray, as `in_memory.open_array` takes it.
     level
         Level of the OME-Zarr pyramid; 0 is the finest.
     series
@@ -52,9 +55,14 @@ def open_volume(
     channel, time
         Which of them; all by default, as in `selection.select`.
     axes, spacing, unit
-        For TIFF files, what the file does not say, as in `open_tiff`.
+        For TIFF files and arrays, what these do not say, as in `open_tiff` and `open_array`.
     missing
         Whether a chunk of an OME-Zarr that is not there is an error, or is empty, as `open_omezarr`.
+
+    Returns
+    -------
+    Volume
+        Lazy: its metadata are read, its voxels are not.
 
     Raises
     ------
@@ -63,6 +71,10 @@ def open_volume(
     UsageError
         If an option is not for this format.
     """
+    if not isinstance(path, (str, Path, Remote)):
+        _refuse("the array", "no file", level=level or None, series=series)
+        array = open_array(path, axes=axes, spacing=spacing, unit=unit)
+        return select(array, channel=channel, time=time)
     volume = _open(located(path), level, series, missing, axes=axes, spacing=spacing, unit=unit)
     return select(volume, channel=channel, time=time)
 
@@ -113,7 +125,7 @@ def find_image(path: Location, series: int | str | None) -> Location:
     return path / collection.find(path, series)
 
 
-def _refuse(path: Location, reason: str, **options: object) -> None:
+def _refuse(path: Location | str, reason: str, **options: object) -> None:
     given = [f"--{name}" for name, value in options.items() if value is not None]
     if given:
         raise UsageError(f"{path} is {reason}: leave out {' and '.join(given)}.")

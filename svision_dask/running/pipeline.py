@@ -17,7 +17,7 @@ import numpy as np
 from svision_dask.errors import UsageError
 from svision_dask.geometry import SPATIAL, Grid
 from svision_dask.network.architecture import Architecture
-from svision_dask.network.model import Model, load_model
+from svision_dask.network.model import Model, load_model, model_file
 from svision_dask.omezarr.pyramid import pyramid_grids, whole_steps
 from svision_dask.opening.formats import open_volume
 from svision_dask.plan import Machine, Plan, Wishes, plan_enhancement
@@ -84,6 +84,11 @@ def plan_volume(
     client
         Of a cluster to plan for instead.
 
+    Returns
+    -------
+    Plan
+        Regions, tiles, halo, bytes and memory.
+
     Raises
     ------
     ClusterError
@@ -145,9 +150,12 @@ def enhance_to_zarr(
     output
         Folder to make, or the URL of an object store (s3, gs).
     model
-        A model, which is then kept beside the output, or the path of one; for a URL, see `model_path_beside`.
+        A model, which is then kept beside the output (`model_path_beside`), as one at a URL is; or the path of one. For
+        both, see `load_model`.
     plan
         Made by ``plan_volume`` for this volume and model; by default, made here from ``dtype`` and ``wishes``.
+    dtype, wishes
+        As ``plan_volume``.
     client
         Of a cluster whose workers see ``source`` and ``output`` under the same paths; by default, worker processes are
         started on this machine.
@@ -195,7 +203,7 @@ def enhance_to_zarr(
     _check_plan(plan, volume, trained)
     kept = model_path_beside(output, trained.digest)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    path = Path(model) if isinstance(model, (str, Path)) else trained.save(kept)
+    path = (None if isinstance(model, Model) else model_file(model)) or trained.save(kept)
     task = EnhanceTask(
         volume=volume.bare,
         model_path=str(path.absolute()),
@@ -292,6 +300,18 @@ def copy_to_zarr(
     on_workers: Callable[[ClusterState], None] | None = None,
 ) -> Plan:
     """Write a volume as it is into an OME-Zarr with a pyramid: ``enhance_to_zarr`` without a model.
+
+    Parameters
+    ----------
+    volume
+        What is written, all axes, in its own dtype.
+    output, wishes, client, overwrite, resume, on_progress
+        As ``enhance_to_zarr``.
+
+    Returns
+    -------
+    Plan
+        How it was cut.
 
     Raises
     ------

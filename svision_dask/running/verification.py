@@ -49,6 +49,11 @@ def verify(
     on_progress
         Called after each region with how many were read, and how many there are.
 
+    Returns
+    -------
+    Verification
+        How many regions there are, and which are damaged.
+
     Raises
     ------
     ImageError

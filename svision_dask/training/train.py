@@ -110,6 +110,11 @@ def train(
     on_step
         Called after each step.
 
+    Returns
+    -------
+    Model
+        With the intensity constants of the sample, and in ``provenance`` how it came about and what it is worth.
+
     Raises
     ------
     UsageError
@@ -135,7 +140,9 @@ def train(
     settings = settings_for(preset, design, steps)
     backend = Backend(device=device or best_device())
     settings = replace(settings, match_noise=settings.match_noise and noise == "auto", device=backend.device)
-    about = {"preset": preset, "input": volume.name, "psf_fwhm": known.fwhm if known else None}
+    grid, fwhm = volume.grid, known.fwhm if known else None
+    placed = {"spacing": [grid.spacing[i] for i in grid.spatial], "units": [grid.units[i] for i in grid.spatial]}
+    about = {"preset": preset, "input": volume.name, **placed, "psf_fwhm": fwhm}
     model = train_on_sample(chosen, design, settings, seed=seed, psf=known, on_step=on_step, about=about)
     checked = self_check(model, chosen)
     found = {"self_check": asdict(checked) if checked else None, "roughness": typical_roughness(chosen)}

@@ -1,0 +1,101 @@
+"""Arrays of a program as volumes: numpy, dask, and whatever names its dimensions as xarray does."""
+
+from __future__ import annotations
+
+import doctest
+from dataclasses import dataclass, field
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+
+import svision_dask as sv
+from svision_dask.errors import ImageError, UsageError
+from svision_dask.opening import in_memory
+from tests.models import fast
+
+
+@dataclass
+class Coordinate:
+    values: Any
+    attrs: dict = field(default_factory=dict)
+
+
+@dataclass
+class Labelled:
+    """What we use of xarray's DataArray, where it is not installed."""
+
+    data: Any
+    dims: tuple
+    coords: dict
+    name: str | None = None
+
+    def transpose(self, *dims):
+        return Labelled(self.data.transpose([self.dims.index(dim) for dim in dims]), dims, self.coords, self.name)
+
+
+def labelled(data, dims, **coords):
+    made = {dim: (values if isinstance(values, tuple) else (values, {})) for dim, values in coords.items()}
+    try:
+        import xarray
+    except ImportError:
+        return Labelled(data, tuple(dims), {dim: Coordinate(np.asarray(v), a) for dim, (v, a) in made.items()}, "brain")
+    return xarray.DataArray(data, dims=list(dims), coords={d: (d, v, a) for d, (v, a) in made.items()}, name="brain")
+
+
+@pytest.mark.parametrize("of", [np.asarray, da.from_array], ids=["numpy", "dask"])
+def test_a_plain_array_is_a_volume_with_the_spacing_given(of):
+    voxels = np.arange(5 * 7 * 11, dtype=np.uint16).reshape(5, 7, 11)
+    volume = sv.open_volume(of(voxels), spacing=(2, 0.5, 0.5), unit="um")
+    assert (volume.grid.axes, volume.grid.spacing, volume.grid.units) == ("zyx", (2, 0.5, 0.5), ("micrometer",) * 3)
+    np.testing.assert_array_equal(volume.read((slice(1, 3), slice(0, 7), slice(4, 5))), voxels[1:3, :, 4:5])
+    fine = sv.enhance(volume, fast((2, 2, 2)), tile={"z": 5, "y": 7, "x": 11})
+    assert (fine.grid.shape, fine.grid.spacing) == ((10, 14, 22), (1, 0.25, 0.25))
+
+
+def test_dimensions_and_coordinates_say_axes_spacing_origin_unit_and_channels():
+    data = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(4, 2, 5, 3)
+    microns = {"units": "um"}
+    array = labelled(
+        data, "ycxz", y=([1.0, 1.5, 2.0, 2.5], microns), x=(np.arange(5) / 3, microns), z=[10, 12, 14], c=["a", "b"]
+    )
+    volume = sv.open_volume(array)
+    assert (volume.grid.axes, volume.grid.shape, volume.channels, volume.name) == (
+        "czyx",
+        (2, 3, 4, 5),
+        ("a", "b"),
+        "brain",
+    )
+    assert volume.grid.spacing == pytest.approx((1, 2, 0.5, 1 / 3))
+    assert volume.grid.origin == (0, 10, 1, 0)
+    assert volume.grid.units == (None, None, "micrometer", "micrometer")
+    np.testing.assert_array_equal(volume.voxels.compute(scheduler="synchronous"), data.transpose(1, 3, 0, 2))
+
+
+@pytest.mark.parametrize(
+    ("array", "options", "error", "said"),
+    [
+        (np.zeros((4, 4)), {}, UsageError, "does not say"),
+        (np.zeros((4, 4)), {"spacing": 0}, UsageError, "above 0"),
+        (np.zeros((4, 4)), {"spacing": 1, "axes": "zyx"}, UsageError, "2 dimensions"),
+        (np.zeros((2, 2, 2, 2)), {"spacing": 1}, UsageError, "axes"),
+        (np.zeros((4, 0)), {"spacing": 1}, ImageError, "at least one"),
+        (np.zeros((4, 4), complex), {"spacing": 1}, ImageError, "numbers"),
+        (np.zeros((4, 4)), {"spacing": 1, "level": 2}, UsageError, "--level"),
+        (labelled(np.zeros((3, 3)), "yx", y=[0, 1, 3], x=[0, 1, 2]), {}, ImageError, "coordinates of y"),
+        (labelled(np.zeros((3, 3)), "yx", y=[2, 1, 0], x=[0, 1, 2]), {}, ImageError, "rise evenly"),
+        (labelled(np.zeros((3, 3)), "yw"), {"spacing": 1}, UsageError, "Rename"),
+        (labelled(np.zeros((3, 3)), "yx"), {"spacing": 1, "axes": "yx"}, UsageError, "Leave them out"),
+    ],
+)
+def test_what_leaves_the_geometry_open_is_refused_in_one_line(array, options, error, said):
+    with pytest.raises(error, match=said) as caught:
+        sv.open_volume(array, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_its_example_is_true():
+    found = doctest.testmod(in_memory)
+    assert found.attempted
+    assert not found.failed
