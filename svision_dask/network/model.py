@@ -67,7 +67,9 @@ class Model:
         """Coarse voxels needed beyond a box, per side, for z, y, x."""
         return self.architecture.halo
 
-    def refine(self, haloed: npt.NDArray[Any], *, channel: int = 0, backend: Backend = CPU) -> npt.NDArray[np.float32]:
+    def refine(
+        self, haloed: npt.NDArray[Any], *, channel: int = 0, backend: Backend = CPU, one_pass: bool = False
+    ) -> npt.NDArray[np.float32]:
         """Enhance a box that carries its halo.
 
         Parameters
@@ -78,6 +80,8 @@ class Model:
             Whose normalisation to use.
         backend
             What computes.
+        one_pass
+            Run each network once, also where its output is otherwise the mean over several orientations.
 
         Returns
         -------
@@ -97,7 +101,7 @@ class Model:
             voxels = torch.from_numpy(np.ascontiguousarray(haloed, dtype=np.float32))[None, None].to(backend.device)
             voxels = (voxels - constants.offset) / constants.scale
             for stage in self._stages_on(backend):
-                voxels = stage(voxels)
+                voxels = stage(voxels, one_pass=one_pass)
             # A later stage's reach need not be a multiple of the factor before it; the halo was rounded up.
             spare = tuple((n - f * b) // 2 for n, f, b in zip(voxels.shape[2:], self.factor, box, strict=True))
             voxels = trim(voxels, spare).mul_(constants.scale).add_(constants.offset)

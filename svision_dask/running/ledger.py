@@ -18,7 +18,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,8 @@ class Receipt:
     """Whether the region and its halo hold a single value, so that there was nothing to enhance."""
     halvings: int = 0
     """How often its tiles were halved because memory ran out: it agrees with its neighbours to rounding only."""
+    maps: tuple[Receipt, ...] = ()
+    """Of the same place in images that are made along with this one; each has a ledger of its own."""
 
 
 class Ledger:
@@ -110,7 +112,7 @@ class Ledger:
     def add(self, receipt: Receipt) -> None:
         """Note that a region is done."""
         with self._lines.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(asdict(receipt)) + "\n")
+            lines.write(json.dumps(asdict(replace(receipt, maps=()))) + "\n")
         self.checksums[receipt.level][receipt.index] = receipt.crc32
 
     def left(self, level: int, regions: Regions) -> Iterator[Region]:
@@ -201,7 +203,7 @@ def _folder(output: str | Location) -> Path:
 def _receipt(line: bytes, regions: Sequence[int]) -> Receipt | None:
     try:
         values = json.loads(line)
-        receipt = Receipt(**{**values, "start": tuple(values["start"])})
+        receipt = Receipt(**{**values, "start": tuple(values["start"]), "maps": ()})
         known = 0 <= receipt.level < len(regions) and 0 <= receipt.index < regions[receipt.level]
         return receipt if known and 0 <= receipt.crc32 < 2**32 else None
     except (ValueError, TypeError, KeyError):
