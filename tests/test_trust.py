@@ -14,11 +14,12 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.memory import measure, ramp_volume, small_model
+from benchmarks.memory import measure, ramp_volume
 from svision_dask.backend import CPU
 from svision_dask.errors import OutputError, UsageError
 from svision_dask.geometry import spatial_shape
 from svision_dask.judging.checking import check
+from svision_dask.network.architecture import Architecture, Layer, StageSpec
 from svision_dask.network.baselines import reduced
 from svision_dask.network.ensemble import orientations, reduction_margin
 from svision_dask.network.model import Model
@@ -35,7 +36,7 @@ from svision_dask.running.verification import images_of, reopen_damaged, verify
 from svision_dask.training.noise_estimate import Noise
 from svision_dask.volume import Volume, mirror_pad, read_mirrored
 from tests.commands import run, textured, write_tiff
-from tests.models import WAYS, fast, tiny
+from tests.models import WAYS, fast, tiny, untrained
 from tests.test_enhancement import RANGE, ROUNDING, random_voxels, volume_of
 from tests.test_resume import interrupt_after
 
@@ -52,8 +53,12 @@ MODELS = {
 KINDS = ("spread", "consistency")
 MACHINE = Machine(cores=2, memory_bytes=8 * 2**30)
 CUT = Wishes(
-    tile={"z": 8, "y": 16, "x": 16}, chunk={"z": 8, "y": 16, "x": 16}, shard={"z": 16, "y": 32, "x": 32}, trust=True
+    tile={"z": 8, "y": 12, "x": 12}, chunk={"z": 8, "y": 8, "x": 8}, shard={"z": 16, "y": 24, "x": 24}, trust=True
 )
+LONG = Wishes(
+    tile={"z": 8, "y": 24, "x": 32}, chunk={"z": 8, "y": 16, "x": 16}, shard={"z": 16, "y": 48, "x": 64}, trust=True
+)
+"""For ``source``: five regions, and a coarser level."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -141,7 +146,7 @@ def test_values_keep_two_digits_in_half_their_bits():
 
 @pytest.fixture(scope="module")
 def volume() -> Volume:
-    plain = volume_of(random_voxels((13, 37, 41), "uint16"), "zyx", 11)
+    plain = volume_of(random_voxels((7, 17, 19), "uint16"), "zyx", 11)
     grid = replace(plain.grid, spacing=(2.0, 0.5, 0.5), origin=(10.0, -3.0, 0.25), units=("micrometer",) * 3)
     return replace(plain, grid=grid, name="primes")
 
@@ -190,7 +195,7 @@ def test_other_cuts_give_the_same_maps(client, volume, tmp_path):
 
 
 def test_channels_and_times_have_maps_of_their_own(client, tmp_path):
-    many = volume_of(random_voxels((2, 3, 21, 33), "float32"), "tcyx", (1, 2, 9, 10))
+    many = volume_of(random_voxels((2, 3, 13, 11), "float32"), "tcyx", (1, 2, 9, 10))
     model = tiny((1, 2, 2), "yx", channels=3)
     wishes = Wishes(tile={"y": 8, "x": 8}, chunk={"y": 8, "x": 8}, shard={"y": 16, "x": 16}, trust=True)
     path = made(tmp_path / "planes.zarr", many, model, client, replace(wishes, precision="float32"))
@@ -219,7 +224,7 @@ def source(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(source, client) -> Path:
-    return made(source.with_name("undisturbed.zarr"), open_volume(source), fast((2, 2, 2)), client)
+    return made(source.with_name("undisturbed.zarr"), open_volume(source), fast((2, 2, 2)), client, LONG)
 
 
 def assert_same(path: Path, other: Path) -> None:
@@ -232,30 +237,30 @@ def assert_same(path: Path, other: Path) -> None:
     assert read_provenance(path)["trust"] == read_provenance(other)["trust"]
 
 
-@pytest.mark.parametrize("count", [1, 7, 25])
+@pytest.mark.parametrize("count", [2, 6])
 def test_an_interrupted_run_goes_on_to_the_same_maps(count, source, undisturbed, client, tmp_path):
     path, model = tmp_path / "stopped.zarr", fast((2, 2, 2))
-    options = {"model": model, "client": client, "wishes": CUT}
+    options = {"model": model, "client": client, "wishes": LONG}
     with pytest.raises(KeyboardInterrupt):
         enhance_to_zarr(source, path, on_progress=interrupt_after(count), **options)
     with pytest.raises(OutputError, match=r"trust was true and is false"):
-        enhance_to_zarr(source, path, model=model, client=client, wishes=replace(CUT, trust=False))
+        enhance_to_zarr(source, path, model=model, client=client, wishes=replace(LONG, trust=False))
     enhance_to_zarr(source, path, resume=True, **options)
     assert_same(path, undisturbed)
 
 
 def test_a_run_without_maps_is_not_gone_on_with_as_one_that_has_them(source, client, tmp_path):
-    path, model, plain = tmp_path / "plain.zarr", fast((2, 2, 2)), replace(CUT, trust=False)
+    path, model, plain = tmp_path / "plain.zarr", fast((2, 2, 2)), replace(LONG, trust=False)
     with pytest.raises(KeyboardInterrupt):
         enhance_to_zarr(source, path, model=model, client=client, wishes=plain, on_progress=interrupt_after(2))
     with pytest.raises(OutputError, match=r"trust was false and is true"):
-        enhance_to_zarr(source, path, model=model, client=client, wishes=CUT)
+        enhance_to_zarr(source, path, model=model, client=client, wishes=LONG)
 
 
 @pytest.mark.parametrize("kind", ["", *KINDS])
 def test_a_damaged_shard_is_found_and_made_anew(kind, source, client, tmp_path):
     path, model = tmp_path / "out.zarr", fast((2, 2, 2))
-    options = {"model": model, "client": client, "wishes": CUT}
+    options = {"model": model, "client": client, "wishes": LONG}
     enhance_to_zarr(source, path, **options)
     place = path / "trust" / kind if kind else path
     before = voxels(place)
@@ -275,15 +280,18 @@ def test_a_map_that_is_lost_does_not_pass(source, client, tmp_path):
     import shutil
 
     path = tmp_path / "out.zarr"
-    enhance_to_zarr(source, path, model=fast((2, 2, 2)), client=client, wishes=CUT)
+    enhance_to_zarr(source, path, model=fast((2, 2, 2)), client=client, wishes=LONG)
     shutil.rmtree(path / "trust" / "spread")
     with pytest.raises(OutputError, match="trust map 'spread' is lost"):
         images_of(path)
 
 
 def test_the_plan_bounds_the_memory_of_maps_too():
-    wishes = Wishes(tile={"z": 64, "y": 96, "x": 96}, trust=True)
-    result = measure(ramp_volume((64, 192, 192), "uint16"), small_model((2, 2, 2), "zyx", "fast"), wishes)
+    layers = (Layer(kernel=3, channels=4), Layer(kernel=3, channels=2))
+    stage = StageSpec(factor=(1, 1, 2), layers=layers, back_projections=0, kernel_radius=0, ensemble=False)
+    model = untrained(Architecture(axes="zyx", stages=(stage,)))
+    wishes = Wishes(tile={"z": 64, "y": 160, "x": 160}, precision="float32", trust=True)
+    result = measure(ramp_volume((64, 320, 320), "uint16"), model, wishes)
     assert result["measured"] <= result["planned"] <= 2 * result["measured"]
 
 
@@ -332,9 +340,8 @@ def test_the_command_writes_maps_and_says_what_they_tell(source, tmp_path):
     planned = [json.loads(run("plan", source, path, "-m", model, "--json", *o).stdout) for o in ([], ["--trust"])]
     assert [each["trust"] for each in planned] == [False, True]
     assert planned[1]["write_bytes"] > planned[0]["write_bytes"]
-    outcome = run("enhance", source, path, "-m", model, "--trust", "--workers", 1)
+    outcome = run("enhance", source, path, "-m", model, "--trust", "--workers", 1, "--precision", "float32")
     assert outcome.exit_code == 0, outcome.stderr
     said = [line for line in outcome.stderr.splitlines() if line.startswith("trust    ")]
     assert any("spread: median" in line and "not the error" in line for line in said)
     assert any("consistency: median" in line for line in said)
-    assert run("verify", path).exit_code == 0
