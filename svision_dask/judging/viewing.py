@@ -170,8 +170,8 @@ def view(before: str | Location, after: str | Location | None = None, *, trust: 
     UsageError
         If neuroglancer is not installed, or there are no trust maps to show.
     """
-    neuroglancer = _neuroglancer()
     maps = _maps(after) if trust else {}
+    neuroglancer = _neuroglancer()
     places = {"before": located(before)} | ({} if after is None else {"after": located(after)}) | maps
     stored = {name: p for name, p in places.items() if isinstance(p, Remote) or is_omezarr(p)}
     server = ImageServer(stored)  # the folder of a TIFF holds what nobody asked for
