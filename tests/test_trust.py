@@ -121,6 +121,30 @@ def test_a_box_is_judged_as_the_whole_volume_is_whatever_the_tiles(data, name):
         assert_close(found[kind][tuple(slice(0, n) for n in there.shape)], there)
 
 
+@pytest.mark.parametrize("name", ["fast", "fast ×4", "ensemble", "mixed"])
+def test_a_box_of_one_value_takes_one_voxels_work(name, monkeypatch):
+    model, shape = MODELS[name], (6, 5, 7)
+    voxels = np.full(shape, 90, np.float32)
+    wanted = defined(voxels, model)
+    beyond = [h + m for h, m in zip(model.halo, reduction_margin(model.architecture), strict=True)]
+    seen = []
+    refine = Model.refine
+    monkeypatch.setattr(Model, "refine", lambda self, v, **k: seen.append(v.shape) or refine(self, v, **k))
+    found = judge_box(
+        mirror_pad(voxels, tuple(beyond)),
+        model,
+        axes="zyx",
+        tile=shape,
+        start=(0, 0, 0),
+        volume=shape,
+        dtype=voxels.dtype,
+        backend=CPU,
+    )
+    for kind in KINDS:
+        assert_close(found[kind], wanted[kind])
+    assert {sorted(s) == sorted(2 * h + 1 for h in model.halo) for s in seen} == {True}
+
+
 def test_an_ensembles_members_have_its_result_for_their_mean():
     model = tiny((2, 2, 2))
     voxels = random_voxels((7, 9, 8))

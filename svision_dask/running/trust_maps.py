@@ -176,11 +176,10 @@ def judge_box(
     for place in product(*map(range, count)):
         corner = tuple(p * t for p, t in zip(place, size, strict=True))
         box = tuple(slice(c, c + t + 2 * b) for c, t, b in zip(corner, size, beyond, strict=True))
-        fine = model.refine(seen[box], channel=channel, backend=backend)
-        inner = _trimmed(fine, tuple(m * f for m, f in zip(margin, model.factor, strict=True)))
+        fine, deviation = _judged(model, seen[box], margin, channel, backend)
         own = tuple(slice(c, c + t) for c, t in zip(corner, size, strict=True))
         finer = tuple(slice(f * s.start, f * s.stop) for f, s in zip(model.factor, own, strict=True))
-        spread[finer] = _deviation(_members(model, _trimmed(seen[box], margin), inner, channel, backend))
+        spread[finer] = deviation
         at = tuple(a + c - m for a, c, m in zip(first, corner, margin, strict=True))
         stored = _beyond_faces(cast(fine, dtype), at, shape, model.factor)
         again = _trimmed(reduced(stored, model.factor, model.architecture.stages[0].degradation), margin)
@@ -201,6 +200,22 @@ def shortened(voxels: Voxels) -> Voxels:
     bits = np.ascontiguousarray(voxels, np.float32).view(np.uint32)
     rounded = (bits + np.uint32(1 << (dropped - 1))) & np.uint32(0xFFFFFFFF << dropped & 0xFFFFFFFF)
     return rounded.view(np.float32)
+
+
+def _judged(
+    model: Model, wide: npt.NDArray[Any], margin: Shape, channel: int, backend: Backend
+) -> tuple[Voxels, Voxels]:
+    """Enhance a tile with its margin, and tell the spread without; of a single value, as `enhancement` does, once."""
+    if (wide == wide.flat[0]).all():
+        whole = tuple(n - 2 * h for n, h in zip(wide.shape, model.halo, strict=True))
+        wide = wide[tuple(slice(0, 1 + 2 * h) for h in model.halo)]
+        fine = model.refine(wide, channel=channel, backend=backend)
+        deviation = _deviation(_members(model, wide, fine, channel, backend))
+        own = tuple(n - 2 * m for n, m in zip(whole, margin, strict=True))
+        return np.tile(fine, whole), np.tile(deviation, own)
+    fine = model.refine(wide, channel=channel, backend=backend)
+    inner = _trimmed(fine, tuple(m * f for m, f in zip(margin, model.factor, strict=True)))
+    return fine, _deviation(_members(model, _trimmed(wide, margin), inner, channel, backend))
 
 
 def _members(model: Model, haloed: npt.NDArray[Any], known: Voxels, channel: int, backend: Backend) -> Iterator[Voxels]:
