@@ -51,6 +51,8 @@ BINS = 20
 TOP = 0.05
 BORDER = 2
 MAPS = ("spread", "consistency", "slope", "intensity")
+LEAST = 1e-2
+"""Percent of the range: what is drawn. Below it are empty places, of single values."""
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "trust.png"
 
 
@@ -195,6 +197,8 @@ def draw(rows: Rows, path: Path) -> None:
             panel.loglog(x, y, ms=3.5, lw=1, label=f"{volume}{'' if preset == 'fast' else f', {preset}'}", **style)
         low, high = min(panel.get_xlim()[0], panel.get_ylim()[0]), max(panel.get_xlim()[1], panel.get_ylim()[1])
         panel.plot([low, high], [low, high], color="0.7", lw=1, zorder=0, label="error = value")
+        low = max(low, LEAST)
+        panel.set(xlim=(low, high), ylim=(low, high))
         panel.set(xlabel=f"{name}, % of the range", ylabel="root mean square error, % of the range")
         panel.set_title(f"Error in 20 bins of {name}")
     panels[0].legend(fontsize=8)
