@@ -219,7 +219,7 @@ def _draw_top(panel: object, groups: dict[tuple[str, str], list[Row]]) -> None:
     panel.axhline(100 * TOP, color="k", lw=1, ls=":")  # type: ignore[attr-defined]
     labels = [f"{volume}, {preset}".replace(", ", "\n") for volume, preset in groups]
     panel.set_xticks(range(len(groups)), labels, fontsize=8)  # type: ignore[attr-defined]
-    panel.set(ylabel="% of the squared error", title="Error in the 5 % of voxels with the largest values")  # type: ignore[attr-defined]
+    panel.set(ylabel="% of the squared error", title="In the 5 % with the largest values")  # type: ignore[attr-defined]
     panel.legend(fontsize=8)  # type: ignore[attr-defined]
 
 
