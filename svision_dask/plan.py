@@ -75,6 +75,8 @@ class Plan:
     backend: Backend = CPU
     codec: Codec
     pyramid: Pyramid = "isotropic"
+    trust: bool = False
+    """Whether maps are made that say how far to trust each place."""
 
     def _repr_html_(self) -> str:
         axes = self.coarse.axes
@@ -106,6 +108,7 @@ class Plan:
             "version": self.version,
             "codec": str(self.codec),
             "pyramid": self.pyramid,
+            "trust": self.trust,
             "dtype": self.dtype,
             "redundant_compute_percent": round(100 * (self.redundancy - 1), 1),
             "workers": self.workers,
@@ -150,6 +153,8 @@ class Wishes:
     version: Version = "0.5"
     codec: Codec | None = None
     pyramid: Pyramid = "isotropic"
+    trust: bool = False
+    """Whether maps are to be made that say how far to trust each place."""
 
 
 def plan_enhancement(
@@ -164,6 +169,7 @@ def plan_enhancement(
     machine: Machine,
     wishes: Wishes | None = None,
     sampling: Sampling = "area",
+    margin: Shape = (0, 0, 0),
 ) -> Plan:
     """Decide how to enhance ``coarse`` by ``factor``.
 
@@ -185,6 +191,8 @@ def plan_enhancement(
         What the user fixed.
     sampling
         Whether coarse voxels are means over their area, or points.
+    margin
+        Of trust maps, if they are wished for: coarse voxels per side for z, y, x beyond the halo.
 
     Raises
     ------
@@ -203,14 +211,15 @@ def plan_enhancement(
         axes=coarse.axes,
         shape=coarse.shape,
         region=tuple(-(-r // f) for r, f in zip(region, factor, strict=True)),
-        halo=tuple(halo[SPATIAL.index(axis)] if axis in SPATIAL else 0 for axis in coarse.axes),
+        halo=_on_axes(coarse.axes, halo),
         itemsize=itemsize,
-        output_bytes=math.prod(region) * dtype_itemsize,
+        output_bytes=max(math.prod(region) * dtype_itemsize, _map_bytes(region, factor) if wishes.trust else 0),
         tile_bytes=tile_bytes,
         gpu_bytes=wishes.gpu_bytes,
+        margin=_on_axes(coarse.axes, margin) if wishes.trust else None,
     )
     processes, tile = _share(work, wishes, machine, count=len(Regions(shape=fine.shape, unit=region)))
-    write_bytes = math.prod(fine.shape) * dtype_itemsize
+    write_bytes = math.prod(fine.shape) * dtype_itemsize + (_map_bytes(fine.shape, factor) if wishes.trust else 0)
     _check_disk(write_bytes, machine.disk_free_bytes)
     return Plan(
         coarse=coarse,
@@ -234,6 +243,7 @@ def plan_enhancement(
         backend=Backend(device=wishes.device or "cpu", precision=wishes.precision or "float32"),
         codec=wishes.codec or usual_codec(wishes.version),
         pyramid=wishes.pyramid,
+        trust=wishes.trust,
     )
 
 
@@ -376,6 +386,16 @@ def _too_large(work: Workload, wishes: Wishes, memory: int) -> PlanError:
         f"{work.halo}; it may use {memory / 2**20:.0f} MiB. "
         "Use smaller --shards or --tile, fewer --workers, or more --memory."
     )
+
+
+def _map_bytes(fine: Shape, factor: Shape) -> int:
+    """Bytes of both trust maps of a box of fine voxels: float32, one of them on the coarse grid."""
+    return 4 * (math.prod(fine) + math.prod(-(-n // f) for n, f in zip(fine, factor, strict=True)))
+
+
+def _on_axes(axes: str, spatial: Shape) -> Shape:
+    """Spread values for z, y, x over ``axes``; 0 on the others."""
+    return tuple(spatial[SPATIAL.index(axis)] if axis in SPATIAL else 0 for axis in axes)
 
 
 def _by_axis(axes: str, values: Sequence[int]) -> dict[str, int]:

@@ -36,6 +36,8 @@ class Workload:
     """Memory of one forward pass over a tile (z, y, x), in bytes; raises ValueError where a tile is too large."""
     gpu_bytes: int | None = None
     """Memory of the GPU that computes; None where the processor does."""
+    margin: Shape | None = None
+    """Coarse voxels per side beyond the halo, if each region is read once more to judge what was made of it."""
 
     @property
     def region_tile(self) -> Shape:
@@ -48,7 +50,7 @@ class Workload:
         The output exists as tiles and joined, then joined and encoded, then joined and read back: twice at any time.
         The input exists as read and with its mirrored faces.
         """
-        haloed = math.prod(-(-r // t) * t + 2 * h for r, t, h in zip(self.region, tile, self.halo, strict=True))
+        haloed = math.prod(-(-r // t) * t + 2 * h for r, t, h in zip(self.region, tile, self._widest, strict=True))
         buffers = 2 * haloed * self.itemsize + 2 * self.output_bytes
         if self.gpu_bytes is not None:
             return PROCESS_BYTES + CUDA_BYTES + GPU_SEATS * buffers
@@ -72,7 +74,15 @@ class Workload:
 
     def read_bytes(self, tile: Shape) -> int:
         """Voxel data read for all regions, halos included; the box of a region factorises, so the sum does too."""
-        return self.itemsize * math.prod(map(_read_along_axis, self.shape, self.region, tile, self.halo))
+        halos = [self.halo] if self.margin is None else [self.halo, self._widest]
+        return self.itemsize * sum(
+            math.prod(map(_read_along_axis, self.shape, self.region, tile, halo)) for halo in halos
+        )
+
+    @property
+    def _widest(self) -> Shape:
+        """Coarse voxels per side that are read around a region."""
+        return tuple(h + m for h, m in zip(self.halo, self.margin or (0,) * len(self.halo), strict=True))
 
 
 def _read_along_axis(size: int, region: int, tile: int, halo: int) -> int:

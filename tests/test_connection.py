@@ -199,7 +199,7 @@ def test_workers_are_known_also_while_the_client_asks_for_other_things():
     often = {"distributed.client.scheduler-info-interval": "1ms"}
     one = {"n_workers": 1, "processes": False, "dashboard_address": None}
     with dask.config.set(often), Client(**one) as client:
-        assert {len(preflight._known(client)) for _ in range(200)} == {1}
+        assert {len(preflight.known_workers(client)) for _ in range(200)} == {1}
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from svision_dask.errors import OutputError, UsageError
 from svision_dask.judging.viewing import View, contrast_so_far, growing, view
 from svision_dask.network.baselines import reduced
 from svision_dask.omezarr.write import create_store, open_level
+from svision_dask.opening.formats import open_volume
 from svision_dask.running.ledger import claim
 from svision_dask.stores.serving import ImageServer
 from tests.browser import find_browser
@@ -177,3 +178,36 @@ def test_without_neuroglancer_the_command_says_what_to_install(images):
     )
     assert ended.returncode == 2
     assert "pip install 'svision-dask[view]'" in ended.stderr
+
+
+@needs_neuroglancer
+def test_trust_maps_are_shown_below_each_on_its_own_scale(images, tmp_path):
+    find_browser()
+    before, after, fine = images
+    path = tmp_path / "after.ome.zarr"
+    shutil.copytree(after, path)
+    where = open_volume(path).grid
+    for kind, values, lies in (
+        ("spread", fine / 1000, where),
+        ("consistency", reduced(fine, FACTOR)[:, ::-1] / 50, open_volume(before).grid),
+    ):
+        stored(path / "trust" / kind, values, lies, {})
+    with view(before, path, trust=True) as shown:
+        drawn = imread(shown.screenshot(tmp_path / "view.png", size=SIZE))[..., :3].mean(axis=2)
+    middle = SIZE[1] // 2
+    panels = [
+        drawn[a : a + middle - 60, b : b + SIZE[0] // 2 - 10] for a in (20, middle + 20) for b in (0, SIZE[0] // 2)
+    ]
+    for panel in panels:
+        assert (panel > 0.3).sum() > 20
+    down = [float(np.average(np.arange(len(p)), weights=np.where(p > 0.3, p, 0).sum(axis=1))) for p in panels]
+    assert abs(down[2] - down[0]) < 6  # the bead; that of the other map is upside down
+    assert abs(down[3] - down[0]) > 20
+
+
+def test_trust_maps_that_are_not_there_are_not_shown(images):
+    before, after, _ = images
+    with pytest.raises(UsageError, match="has no trust maps"):
+        view(before, after, trust=True)
+    with pytest.raises(UsageError, match="belong to AFTER"):
+        view(before, trust=True)

@@ -90,6 +90,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield f"spacing  {_spacing(plan.fine)}"
     most = size_words(plan.write_bytes)
     yield f"stored   {_storage(plan.chunk, plan.shard)}, at most {most} before the pyramid{free}"
+    if plan.trust:
+        yield "trust    spread over flips and turns, and consistency, which the sizes here include"
     yield f"work     {len(plan.regions)} regions of {_times(plan.region)}, {size_words(plan.read_bytes)} to read"
     yield (
         f"tiles    {_times(plan.tile)} coarse voxels with a halo of {_times(plan.halo)}, which the operators reach; "
@@ -113,6 +115,8 @@ def made_lines(made: Made) -> Iterator[str]:
             f"warning: memory ran out in {made.smaller_tiles} regions, which were made in smaller tiles; they agree "
             "with the others to rounding"
         )
+    if made.trust is not None:
+        yield from (f"trust    {line}" for line in made.trust["words"])
 
 
 def crew_lines(crew: Crew) -> Iterator[str]:

@@ -116,7 +116,7 @@ def plan_given(
     client: Client | None = None,
 ) -> Plan:
     """Plan for a model that is there, that an unfinished output was begun with, or that is to be trained."""
-    from svision_dask.running.image import as_recorded
+    from svision_dask.running.output import as_recorded
     from svision_dask.running.pipeline import plan_volume
 
     if model_path:
@@ -246,6 +246,7 @@ def wishes_given(volume: Volume, given: Given) -> Wishes:
         version=given["version"],
         codec=parse_codec(given["codec"]) if given.get("codec") is not None else None,
         pyramid=given["pyramid"],
+        trust=given.get("trust", False),
         device=given.get("device"),
         precision=given.get("precision"),
     )

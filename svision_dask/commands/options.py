@@ -102,6 +102,11 @@ storing = _options(
 running = _options(
     click.option("--tile", help="Coarse voxels per forward pass; by default, what memory allows."),
     click.option("--dtype", type=click.Choice(["same", "float32"]), default="same", show_default=True),
+    click.option(
+        "--trust",
+        is_flag=True,
+        help="Also write maps of how far to trust each place; takes about 9 times as long, 3 times with preset paper.",
+    ),
     click.option("--workers", type=click.IntRange(1), help="Worker processes; by default, what fits the machine."),
     click.option("--memory", help="What each worker may use, such as 4GB; by default, its share of what is free."),
     click.option("--device", type=click.Choice(DEVICES), help="What computes; by default GPUs, where there are any."),

@@ -23,6 +23,8 @@ from svision_dask.omezarr.read import is_omezarr
 from svision_dask.omezarr.write import open_level
 from svision_dask.opening.formats import open_volume
 from svision_dask.running.output import begun_record
+from svision_dask.running.trust_images import map_place
+from svision_dask.running.trust_maps import MAPS
 from svision_dask.stores.locations import Location, Remote, located
 from svision_dask.stores.serving import HOST, ImageServer
 
@@ -49,6 +51,9 @@ UNITS = {"meter": "m", "millimeter": "mm", "micrometer": "um", "nanometer": "nm"
 """As OME-Zarr and as neuroglancer spells them."""
 SHADER = """#uicontrol invlerp normalized(range=[{low:.9g}, {high:.9g}])
 void main() {{ emitGrayscale(normalized()); }}
+"""
+MAP_SHADER = """#uicontrol invlerp normalized(range=[0, {high:.9g}])
+void main() {{ emitRGB(colormapCubehelix(normalized())); }}
 """
 
 
@@ -141,7 +146,7 @@ class View:
         self.close()
 
 
-def view(before: str | Location, after: str | Location | None = None) -> View:
+def view(before: str | Location, after: str | Location | None = None, *, trust: bool = False) -> View:
     """Serve volumes to a browser on this machine: side by side, linked, and on one scale of grey.
 
     Nothing is fetched from the network. OME-Zarr is read by the browser, level by level, also from URLs and while it is
@@ -153,6 +158,8 @@ def view(before: str | Location, after: str | Location | None = None) -> View:
         A volume.
     after
         What was, or is being, made of it.
+    trust
+        Also show the trust maps of ``after``, below and in false colours, each on a scale of its own from 0.
 
     Returns
     -------
@@ -164,10 +171,11 @@ def view(before: str | Location, after: str | Location | None = None) -> View:
     ImageError
         If one cannot be read.
     UsageError
-        If neuroglancer is not installed.
+        If neuroglancer is not installed, or there are no trust maps to show.
     """
+    maps = _maps(after) if trust else {}
     neuroglancer = _neuroglancer()
-    places = {"before": located(before)} | ({} if after is None else {"after": located(after)})
+    places = {"before": located(before)} | ({} if after is None else {"after": located(after)}) | maps
     stored = {name: p for name, p in places.items() if isinstance(p, Remote) or is_omezarr(p)}
     server = ImageServer(stored)  # the folder of a TIFF holds what nobody asked for
     try:
@@ -176,22 +184,35 @@ def view(before: str | Location, after: str | Location | None = None) -> View:
             layers[name] = _layer(neuroglancer, server, name, place, layers.get("before"))
         neuroglancer.set_server_bind_address(HOST, 0)
         viewer = neuroglancer.Viewer()
-        low, high = next((layer.contrast for layer in reversed(layers.values()) if layer.contrast), (0.0, 1.0))
+        images = [layer for name, layer in layers.items() if name not in maps]
+        low, high = next((layer.contrast for layer in reversed(images) if layer.contrast), (0.0, 1.0))
         with viewer.txn() as state:
             for name, layer in layers.items():
-                shader = SHADER.format(low=low, high=high)
+                own = MAP_SHADER.format(high=layer.contrast[1] if layer.contrast else high)
+                shader = own if name in maps else SHADER.format(low=low, high=high)
                 state.layers[name] = neuroglancer.ImageLayer(source=layer.source, shader=shader)
-            _look_at(neuroglancer, state, layers["before"].grid)
+            _look_at(neuroglancer, state, layers["before"].grid, PANEL // 2 if maps else PANEL)
             groups = [neuroglancer.LayerGroupViewer(layers=[name], layout="xy") for name in layers]
-            state.layout = neuroglancer.row_layout(groups) if len(groups) > 1 else "4panel"
+            rows = [neuroglancer.row_layout(pair) for pair in (groups[:2], groups[2:]) if pair]
+            state.layout = "4panel" if len(groups) == 1 else neuroglancer.column_layout(rows) if maps else rows[0]
     except BaseException:
         server.close()
         raise
     return View(viewer, server)
 
 
-def _look_at(neuroglancer: Any, state: Any, grid: Grid) -> None:
-    """Look along z at the middle of a volume, all of which fits a panel, x to the right and y down."""
+def _maps(after: str | Location | None) -> dict[str, Location]:
+    """Find the trust maps of an image."""
+    if after is None:
+        raise UsageError("--trust: maps belong to AFTER. Give it, or leave out --trust.")
+    maps = {kind: map_place(located(after), kind) for kind in MAPS}
+    if not all(is_omezarr(place) for place in maps.values()):
+        raise UsageError(f"--trust: {after} has no trust maps. Make them with svision-dask enhance --trust.")
+    return maps
+
+
+def _look_at(neuroglancer: Any, state: Any, grid: Grid, panel: int) -> None:
+    """Look along z at the middle of a volume, all of which fits ``panel`` pixels, x to the right and y down."""
     order = [axis for axis in "xyztc" if axis in grid.axes]
     index = [grid.axes.index(axis) for axis in order]
     units = [UNITS.get(grid.units[i] or "", "") for i in index]
@@ -201,7 +222,7 @@ def _look_at(neuroglancer: Any, state: Any, grid: Grid) -> None:
     middle = grid.world([(n - 1) // 2 if a in SPATIAL else 0 for a, n in zip(grid.axes, grid.shape, strict=True)])
     state.position = [middle[i] / grid.spacing[i] for i in index]
     finest = min(grid.spacing[i] for i in grid.spatial)
-    state.cross_section_scale = max(grid.shape[i] * grid.spacing[i] for i in index[:2]) / finest / PANEL
+    state.cross_section_scale = max(grid.shape[i] * grid.spacing[i] for i in index[:2]) / finest / panel
     state.show_axis_lines = False
     state.show_default_annotations = False
 

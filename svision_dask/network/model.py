@@ -96,7 +96,9 @@ class Model:
             left = tuple(f * (n - r) for n, r, f in zip(left, stage.reach, stage.spec.factor, strict=True))
         return left
 
-    def refine(self, haloed: npt.NDArray[Any], *, channel: int = 0, backend: Backend = CPU) -> npt.NDArray[np.float32]:
+    def refine(
+        self, haloed: npt.NDArray[Any], *, channel: int = 0, backend: Backend = CPU, one_pass: bool = False
+    ) -> npt.NDArray[np.float32]:
         """Enhance a box that carries its halo.
 
         Parameters
@@ -107,6 +109,8 @@ class Model:
             Whose normalisation to use.
         backend
             What computes.
+        one_pass
+            Run each network once, also where its output is otherwise the mean over several orientations.
 
         Returns
         -------
@@ -126,7 +130,7 @@ class Model:
             voxels = torch.from_numpy(np.ascontiguousarray(haloed, dtype=np.float32))[None, None].to(backend.device)
             voxels = (voxels - constants.offset) / constants.scale
             for stage in self._stages_on(backend):
-                voxels = stage(voxels)
+                voxels = stage(voxels, one_pass=one_pass)
             voxels = trim(voxels, self.spare).mul_(constants.scale).add_(constants.offset)
             return np.ascontiguousarray(voxels[0, 0].cpu().numpy())
 

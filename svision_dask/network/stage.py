@@ -9,6 +9,7 @@ from torch import nn
 from svision_dask.degradation import UP_REACH, Degradation
 from svision_dask.geometry import Shape
 from svision_dask.network.architecture import StageSpec, network_axes, stage_reach
+from svision_dask.network.ensemble import orientations
 from svision_dask.network.layers import Network, interleave
 from svision_dask.network.resample import correction_kernel, degrade, upsample
 
@@ -86,14 +87,8 @@ class Stage(nn.Module):
 
     def _orientations(self) -> list[tuple[list[int], bool]]:
         """List the lateral flips of an ensemble, each with and without the exchange of y and x where both are alike."""
-        down = self.spec.degradation.down
-        square = self.spec.factor[1] == self.spec.factor[2] and down[1] == down[2]
-        swaps = (False, True) if square else (False,)
-        # Points between others are not where they were once the order is reversed.
-        points = self.spec.degradation.sampling == "point"
-        axes = [a for a in (3, 4) if self.spec.ensemble and not (points and self.spec.factor[a - 2] == 2)]
-        mirrored = [[], *([a] for a in axes), *([axes] if len(axes) > 1 else [])]
-        return [(flips, swap) for flips in mirrored for swap in swaps]
+        every = orientations([self.spec])
+        return [([a + 2 for a in flips], swap) for flips, swap in every if self.spec.ensemble or not flips]
 
     def _per_axis(self, voxels: int) -> Shape:
         """Count ``voxels`` on the axes that this stage refines, 0 on the others."""

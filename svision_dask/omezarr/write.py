@@ -249,6 +249,21 @@ def list_labels(path: str | Location, names: Sequence[str], *, version: Version)
         raise OutputError(f"{path} cannot be written: {first_problem(error)}. Run the command again.") from error
 
 
+def add_group(path: str | Location, name: str, *, version: Version) -> None:
+    """Make a group inside an image, for other images that belong to it.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    group = _open_ours(located(path), version)
+    try:
+        group.require_group(name)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {first_problem(error)}. Run the command again.") from error
+
+
 def create_collection(path: Path, *, version: Version, attributes: Mapping[str, Any]) -> None:
     """Make the group that several images are to be in; until `publish_collection`, it says "incomplete".
 

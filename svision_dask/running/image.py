@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -16,29 +17,30 @@ from svision_dask.omezarr.checksums import store_checksums
 from svision_dask.omezarr.labels import on_grid
 from svision_dask.omezarr.pyramid import step_between
 from svision_dask.omezarr.read import StoredArray, is_omezarr, read_provenance
-from svision_dask.omezarr.write import add_levels, create_store, list_labels, open_level, publish
-from svision_dask.plan import Plan, Wishes
+from svision_dask.omezarr.write import add_group, add_levels, create_store, list_labels, open_level, publish
+from svision_dask.plan import Plan
 from svision_dask.running.cluster import own_or
+from svision_dask.running.display import show_channels
 from svision_dask.running.label_images import label_levels, label_place, label_plan
 from svision_dask.running.ledger import UNDONE, Ledger, Receipt, Record, claim, first_difference
 from svision_dask.running.output import begun_record, remove_existing
 from svision_dask.running.progress import ClusterState, RunProgress, Tally, timestamp, watched
 from svision_dask.running.regions import CoarsenTask, CopyTask, EnhanceTask
 from svision_dask.running.scheduling import RegionTask, run_regions
+from svision_dask.running.trust_images import FOLDER, map_levels, map_place, map_plan
+from svision_dask.running.trust_maps import MAPS, MapPlace, TrustTask
+from svision_dask.running.trust_summary import summarise_maps
 from svision_dask.stores.locations import Location, Remote
-from svision_dask.volume import Label, Shown, Volume
+from svision_dask.training.noise_estimate import Noise
+from svision_dask.volume import Label, Volume
 from svision_dask.workload import GPU_SEATS
 
 if TYPE_CHECKING:
     from distributed import Client
 
-MEASURED = 384
-"""Voxels per axis, at most, that percentiles are taken of."""
-SHOWN = (0.1, 99.9)
-"""Percentiles of the coarsest level between which viewers show a channel at first."""
 RECORDED = (
     *("axes", "input_shape", "output_spacing", "output_origin", "units", "factor", "halo", "tile", "chunk"),
-    *("device", "precision", "codec"),
+    *("device", "precision", "codec", "trust"),
 )
 """Of the plan, with shard, region, version and dtype: what decides on voxels and where they are."""
 
@@ -55,6 +57,8 @@ class Made:
     """In which, halo included, there is a single value only."""
     smaller_tiles: int
     """Regions for which memory ran out with the planned tiles: they agree with their neighbours to rounding only."""
+    trust: Mapping[str, Any] | None = None
+    """What the trust maps came to, if they were made, as `trust_summary.summarise` has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,8 @@ class Job:
     """If labels are to be made: which, as the input has them."""
     levels: tuple[Grid, ...]
     """Of the pyramid, finest first."""
+    noise: Sequence[Noise] = ()
+    """Of the channels of the volume, as training measured it: what trust maps are compared with."""
 
     @property
     def record(self) -> Record:
@@ -89,21 +95,6 @@ class Job:
             "levels": [list(grid.shape) for grid in self.levels],
             **{package: version(package) for package in ("svision-dask", "torch")},
         }
-
-
-def as_recorded(output: str | Location, wishes: Wishes | None) -> Wishes:
-    """Wish for what an unfinished output was begun with: its tiles must not depend on the memory that is free now."""
-    wishes, record = wishes or Wishes(), begun_record(output)
-    if record is None or record.get("version") != wishes.version:
-        return wishes
-    return replace(
-        wishes,
-        tile=wishes.tile or record.get("tile"),
-        chunk=wishes.chunk or record.get("chunk"),
-        shard=wishes.shard or record.get("shard"),
-        device=wishes.device or record.get("device"),
-        precision=wishes.precision or record.get("precision"),
-    )
 
 
 def make_image(
@@ -141,55 +132,138 @@ def make_image(
     RegionError
         If regions could not be made; what was made stays, to go on with.
     """
-    plan, levels = job.plan, job.levels
-    cuts = [plan.regions, *(_regions(plan, grid) for grid in levels[1:])]
-    tally = Tally(cuts=cuts, axes=plan.fine.axes, itemsize=np.dtype(plan.dtype).itemsize, on_progress=on_progress)
-    with claim(job.output) as ledger:
-        for receipt in _begun(ledger, job, levels, cuts, overwrite=overwrite):
-            tally.add(receipt)
-
-        def on_receipt(receipt: Receipt) -> None:
-            ledger.add(receipt)
-            tally.show(receipt)
-
-        gpus = plan.backend.device == "cuda"
+    plan, summary = job.plan, None
+    gpus = plan.backend.device == "cuda"
+    with _making(job, overwrite=overwrite, on_progress=on_progress) as image:
         with (
             own_or(client, workers=plan.workers, memory_bytes=plan.memory_bytes, on_gpus=gpus) as cluster,
-            watched(cluster, tally, on_workers),
+            watched(cluster, image.tally, on_workers),
+            ExitStack() as stack,
         ):
-            for level, regions in enumerate(cuts):
-                run_regions(
-                    cluster,
-                    _task(job, levels, level, ledger.run),
-                    ledger.left(level, regions),
-                    on_receipt=on_receipt,
-                    on_failure=tally.fail,
-                    seats=GPU_SEATS if gpus and level == 0 else 1,
-                )
+            if plan.trust:
+                add_group(job.output, FOLDER, version=plan.version)
+            maps = [stack.enter_context(_making(each)) for each in _map_jobs(job) if not _is_made(each)]
+            _make_regions(image, maps, cluster)
+            _make_coarser(image, cluster)
             _make_labels(job, cluster)
-        for level, regions in enumerate(cuts):
-            assert UNDONE not in ledger.checksums[level], level
-            made = ledger.checksums[level].astype(np.uint32).reshape(regions.counts)
-            store_checksums(job.output, level, made, unit=regions.unit)
-        publish(
-            job.output,
-            levels,
-            name=job.volume.name,
-            channels=job.volume.channels,
-            version=plan.version,
-            attributes={
-                **job.about,
-                "times": {**read_provenance(job.output).get("times", {}), **tally.times()},
-                "plan": plan.to_json(),
-                "record": job.record,
-                **({"labels": [label.name for label in job.volume.labels]} if job.volume.labels else {}),
-                **tally.counted,
-            },
-            shown=_shown(job, tally.limits) if job.label is None else None,
-            label=job.label.described if job.label else None,
-            carried=job.volume.carried,
-        )
-    return Made(levels=levels, **tally.counted)
+            for each in maps:
+                _make_coarser(each, cluster)
+                _publish(each)
+        if plan.trust:
+            summary = summarise_maps(job.volume, {kind: map_place(job.output, kind) for kind in MAPS}, job.noise)
+        _publish(image, **({"trust": summary} if summary else {}))
+    return Made(levels=job.levels, trust=summary, **image.tally.counted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Making:
+    """An image whose store is begun, and which this run has locked."""
+
+    job: Job
+    ledger: Ledger
+    cuts: Sequence[Regions]
+    """Of all levels."""
+    tally: Tally
+
+    def add(self, receipt: Receipt) -> None:
+        """Note that a region is done; one that was made again, because a map of it was not, counts once."""
+        if self.ledger.checksums[receipt.level][receipt.index] == UNDONE:
+            self.ledger.add(receipt)
+            self.tally.show(receipt)
+
+
+@contextmanager
+def _making(
+    job: Job, *, overwrite: bool = False, on_progress: Callable[[RunProgress], None] | None = None
+) -> Iterator[_Making]:
+    """Lock an output, and begin it, or go on with it."""
+    cuts = [job.plan.regions, *(_regions(job.plan, grid) for grid in job.levels[1:])]
+    itemsize = np.dtype(job.plan.dtype).itemsize
+    tally = Tally(cuts=cuts, axes=job.plan.fine.axes, itemsize=itemsize, on_progress=on_progress)
+    with claim(job.output) as ledger:
+        for receipt in _begun(ledger, job, job.levels, cuts, overwrite=overwrite):
+            tally.add(receipt)
+        yield _Making(job=job, ledger=ledger, cuts=cuts, tally=tally)
+
+
+def _make_regions(image: _Making, maps: Sequence[_Making], cluster: Client) -> None:
+    """Make what is missing of level 0, of the image or of its trust maps: each region with all that belongs to it."""
+    job = image.job
+    task: RegionTask = replace(job.task, run=image.ledger.run)
+    if maps:
+        assert isinstance(task, EnhanceTask), task
+        task = TrustTask(image=task, places=tuple(_map_target(each) for each in maps))
+    together = (image, *maps)
+
+    def on_receipt(receipt: Receipt) -> None:
+        for making, part in zip(together, (receipt, *receipt.maps), strict=True):
+            making.add(part)
+
+    left = np.any([each.ledger.checksums[0] == UNDONE for each in together], axis=0)
+    run_regions(
+        cluster,
+        task,
+        (image.cuts[0].at(int(index)) for index in np.flatnonzero(left)),
+        on_receipt=on_receipt,
+        on_failure=image.tally.fail,
+        seats=GPU_SEATS if job.plan.backend.device == "cuda" else 1,
+    )
+
+
+def _make_coarser(making: _Making, cluster: Client) -> None:
+    """Make what is missing of the coarser levels."""
+    for level, regions in enumerate(making.cuts[1:], start=1):
+        task = _task(making.job, making.job.levels, level, making.ledger.run)
+        left = making.ledger.left(level, regions)
+        run_regions(cluster, task, left, on_receipt=making.add, on_failure=making.tally.fail)
+
+
+def _publish(making: _Making, **found: Any) -> None:
+    """Keep the checksums of an image in it, and turn it into one."""
+    job = making.job
+    for level, regions in enumerate(making.cuts):
+        assert UNDONE not in making.ledger.checksums[level], level
+        made = making.ledger.checksums[level].astype(np.uint32).reshape(regions.counts)
+        store_checksums(job.output, level, made, unit=regions.unit)
+    publish(
+        job.output,
+        job.levels,
+        name=job.volume.name,
+        channels=job.volume.channels,
+        version=job.plan.version,
+        attributes={
+            **job.about,
+            "times": {**read_provenance(job.output).get("times", {}), **making.tally.times()},
+            "plan": job.plan.to_json(),
+            "record": job.record,
+            **({"labels": [label.name for label in job.volume.labels]} if job.volume.labels else {}),
+            **making.tally.counted,
+            **found,
+        },
+        shown=show_channels(job.volume, job.output, job.levels, job.plan.dtype, making.tally.limits)
+        if job.label is None
+        else None,
+        label=job.label.described if job.label else None,
+        carried=job.volume.carried,
+    )
+
+
+def _map_jobs(job: Job) -> list[Job]:
+    """Plan the trust maps of an image, if it is to have any."""
+    jobs = []
+    for kind in MAPS if job.plan.trust else ():
+        planned = map_plan(kind, job.plan)
+        source = replace(job.volume.bare, shown=(), name=f"{job.volume.name} {kind}".strip())
+        about = {**job.about, "map": kind}
+        levels, output = map_levels(planned, job.volume), map_place(job.output, kind)
+        jobs.append(replace(job, volume=source, output=output, plan=planned, about=about, levels=levels))
+    return jobs
+
+
+def _map_target(making: _Making) -> MapPlace:
+    job = making.job
+    output = str(job.output.absolute())
+    return MapPlace(kind=job.about["map"], output=output, run=making.ledger.run, regions=making.cuts[0])
 
 
 def _make_labels(job: Job, cluster: Client) -> None:
@@ -217,12 +291,18 @@ def _label_job(job: Job, label: Label) -> Job:
 
 def _make_label(job: Job, cluster: Client) -> None:
     """Make labels, or go on with them; those that are finished stay."""
+    if _is_made(job):
+        return
     known = read_provenance(job.output) if is_omezarr(job.output) else {}
     record, begun = job.record, begun_record(job.output)
-    if known.get("state") == "complete" and first_difference(record, known.get("record") or {}) is None:
-        return
     again = bool(known) and (begun is None or first_difference(record, begun) is not None)
     make_image(job, client=cluster, overwrite=again, on_progress=None)
+
+
+def _is_made(job: Job) -> bool:
+    """Whether an image is finished already, and would not become another one."""
+    known = read_provenance(job.output) if is_omezarr(job.output) else {}
+    return known.get("state") == "complete" and first_difference(job.record, known.get("record") or {}) is None
 
 
 def _begun(
@@ -267,51 +347,7 @@ def _regions(plan: Plan, grid: Grid) -> Regions:
 
 
 def _task(job: Job, levels: Sequence[Grid], level: int, run: str) -> RegionTask:
-    if level == 0:
-        return replace(job.task, run=run)
     output = str(job.output.absolute())
     if job.label is not None:  # each level from the labels themselves: the nearest of the nearest is not the nearest
         return CopyTask(volume=on_grid(job.volume, levels[level]), output=output, run=run, level=level)
     return CoarsenTask(output=output, level=level, factor=step_between(levels[level - 1], levels[level]), run=run)
-
-
-def _shown(job: Job, limits: dict[int, tuple[float, float]]) -> list[Shown]:
-    """Show each channel as the input does, or from its own voxels where the input does not say.
-
-    Voxels of another type have the same intensities, so what is shown stays; the limits of the control, which often are
-    those of the type, become those of the voxels.
-    """
-    given = job.volume.shown or (Shown(),) * len(limits)
-    measured = None
-    shown = []
-    for channel, (each, (low, high)) in enumerate(zip(given, (limits[c] for c in sorted(limits)), strict=True)):
-        window = each.window
-        if window is None:
-            measured = measured or _windows(job.output, job.levels, limits)
-            window = measured[channel]
-        elif np.dtype(job.plan.dtype) != job.volume.dtype:
-            window = (min(low, window[2]), max(high, window[3]), *window[2:])
-        shown.append(replace(each, window=window))
-    return shown
-
-
-def _windows(
-    output: str | Location, levels: Sequence[Grid], limits: dict[int, tuple[float, float]]
-) -> list[tuple[float, float, float, float]]:
-    """Per channel: lowest and highest voxel, and percentiles to show, of the first time point's coarsest level.
-
-    Of a level that is not small, because few are wanted, the middle is looked at.
-    """
-    axes = levels[0].axes
-    coarsest = open_level(output, len(levels) - 1)
-    windows = []
-    for channel, (low, high) in sorted(limits.items()):
-        chosen = {"t": slice(0, 1), "c": slice(channel, channel + 1)}
-        spatial = (slice(max(0, (n - MEASURED) // 2), (n + MEASURED) // 2) for n in coarsest.shape)
-        voxels = np.asarray(coarsest[tuple(chosen.get(a, s) for a, s in zip(axes, spatial, strict=True))])
-        finite = voxels[np.isfinite(voxels)].astype(np.float64)
-        start, end = (float(v) for v in np.percentile(finite, SHOWN)) if finite.size else (low, high)
-        if end <= start:  # nearly all voxels are alike
-            end = high if high > start else start + 1
-        windows.append((low, high, start, end))
-    return windows

@@ -18,7 +18,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,8 @@ class Receipt:
     """Of the voxels that it was made from, before compression; without reading back what was written."""
     worker: str = ""
     """Address of who made it; not kept in the ledger."""
+    maps: tuple[Receipt, ...] = ()
+    """Of the same place in images that are made along with this one; each has a ledger of its own."""
 
 
 class Ledger:
@@ -208,14 +210,15 @@ def _folder(output: str | Location) -> Path:
 
 def _kept(receipt: Receipt) -> dict[str, Any]:
     """Leave out of a receipt what says nothing, or nothing to a later run."""
-    usual = {field.name: field.default for field in fields(Receipt)} | {"worker": receipt.worker}
-    return {key: value for key, value in asdict(receipt).items() if value != usual[key]}
+    usual = {field.name: field.default for field in fields(Receipt)} | {"worker": receipt.worker, "maps": receipt.maps}
+    values = {field.name: getattr(receipt, field.name) for field in fields(Receipt)}
+    return {key: value for key, value in values.items() if value != usual[key]}
 
 
 def _receipt(line: bytes, regions: Sequence[int]) -> Receipt | None:
     try:
         values = json.loads(line)
-        receipt = Receipt(**{**values, "start": tuple(values["start"])})
+        receipt = Receipt(**{**values, "start": tuple(values["start"]), "maps": ()})
         known = 0 <= receipt.level < len(regions) and 0 <= receipt.index < regions[receipt.level]
         return receipt if known and 0 <= receipt.crc32 < 2**32 else None
     except (ValueError, TypeError, KeyError):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from svision_dask.errors import ImageError, OutputError, UsageError
 from svision_dask.omezarr.read import describe_omezarr, is_omezarr, read_provenance
 from svision_dask.omezarr.write import mark_incomplete
+from svision_dask.plan import Wishes
 from svision_dask.running.ledger import Record, read_record
 from svision_dask.stores.locations import WRITABLE, Location, Remote, local_path, located
 from svision_dask.stores.remote_store import METADATA_FILES
@@ -167,6 +169,21 @@ def begun_record(output: str | Location) -> Record | None:
     folder = isinstance(path, Remote) or (path.is_dir() and not path.is_symlink())
     unfinished = folder and is_omezarr(path) and _state(path) == "incomplete"
     return read_record(path) if unfinished else None
+
+
+def as_recorded(output: str | Location, wishes: Wishes | None) -> Wishes:
+    """Wish for what an unfinished output was begun with: its tiles must not depend on the memory that is free now."""
+    wishes, record = wishes or Wishes(), begun_record(output)
+    if record is None or record.get("version") != wishes.version:
+        return wishes
+    return replace(
+        wishes,
+        tile=wishes.tile or record.get("tile"),
+        chunk=wishes.chunk or record.get("chunk"),
+        shard=wishes.shard or record.get("shard"),
+        device=wishes.device or record.get("device"),
+        precision=wishes.precision or record.get("precision"),
+    )
 
 
 def _state(path: Location) -> Any:

@@ -17,20 +17,22 @@ import numpy as np
 from svision_dask.errors import UsageError
 from svision_dask.geometry import SPATIAL, Grid
 from svision_dask.network.architecture import Architecture
+from svision_dask.network.ensemble import map_bytes, orientations, reduction_margin
 from svision_dask.network.model import Model, load_model, model_file
 from svision_dask.omezarr.pyramid import pyramid_grids, whole_steps
 from svision_dask.opening.formats import open_volume
 from svision_dask.plan import Machine, Plan, Wishes, plan_enhancement
 from svision_dask.running.cluster import this_machine, wishes_here
 from svision_dask.running.enhancement import check_model, full_factor
-from svision_dask.running.image import Job, Made, as_recorded, make_image
+from svision_dask.running.image import Job, Made, make_image
 from svision_dask.running.label_images import check_labels
-from svision_dask.running.output import check_output
+from svision_dask.running.output import as_recorded, check_output
 from svision_dask.running.preflight import check_workers
 from svision_dask.running.progress import ClusterState, RunProgress
 from svision_dask.running.regions import CopyTask, EnhanceTask
 from svision_dask.stores.locations import Location, Remote, located, state_folder
 from svision_dask.training.drift import DriftWarning, drift
+from svision_dask.training.noise_estimate import Noise
 from svision_dask.volume import Volume
 
 if TYPE_CHECKING:
@@ -96,7 +98,8 @@ def plan_volume(
     PlanError
         If it cannot be cut as asked, or does not fit the machine.
     UsageError
-        If ``dtype`` is neither ``"same"`` nor ``"float32"``, or the pyramid cannot be had, as `levels_of`.
+        If ``dtype`` is neither ``"same"`` nor ``"float32"``, the pyramid cannot be had, as `levels_of`, or there are no
+        orientations to compare for trust maps.
     """
     if dtype not in ("same", "float32"):
         raise UsageError(f"dtype {dtype!r}: allowed are same and float32.")
@@ -104,6 +107,11 @@ def plan_volume(
     wishes = wishes or Wishes()
     machine = machine or this_machine(output, gpus=client is None and wishes.device != "cpu")
     wishes = check_workers(client, device=wishes.device).wishes(wishes) if client else wishes_here(wishes, machine)
+    if wishes.trust and len(orientations(design.stages)) == 1:
+        raise UsageError(
+            "--trust: where coarse voxels are points, and y and x are not refined alike, there is one orientation, and "
+            "nothing to compare it with. Leave out --trust."
+        )
     named = dict(zip(SPATIAL, design.factor, strict=True))
     plan = plan_enhancement(
         volume.grid,
@@ -112,10 +120,14 @@ def plan_volume(
         itemsize=volume.dtype.itemsize,
         dtype=written.name,
         dtype_itemsize=written.itemsize,
-        tile_bytes=partial(design.tile_bytes, half=wishes.precision not in (None, "float32")),
+        tile_bytes=partial(
+            partial(map_bytes, design) if wishes.trust else design.tile_bytes,
+            half=wishes.precision not in (None, "float32"),
+        ),
         machine=machine,
         wishes=wishes,
         sampling=design.sampling,
+        margin=reduction_margin(design),
     )
     levels_of(plan, volume)  # a pyramid that cannot be is refused now, and so are labels
     return plan
@@ -131,6 +143,7 @@ def enhance_to_zarr(
     wishes: Wishes | None = None,
     client: Client | None = None,
     empty_below: float | None = None,
+    trust: bool = False,
     overwrite: bool = False,
     resume: bool = False,
     on_progress: Callable[[RunProgress], None] | None = None,
@@ -162,6 +175,9 @@ def enhance_to_zarr(
     empty_below
         Take regions for zeros in which, halo included, every voxel is below this intensity. Tiles of a single value
         are never computed twice anyway.
+    trust
+        Also write the maps ``trust/spread`` and ``trust/consistency`` into the output; see docs/compare.md. The network
+        then runs nine times as often, three times with preset ``paper``. The image itself is the same, given the tile.
     overwrite
         Replace an OME-Zarr that is in the way, also an unfinished one.
     resume
@@ -197,10 +213,13 @@ def enhance_to_zarr(
     for difference in differences:
         warnings.warn(f"{volume.name}: {difference}. Train on this volume, or renormalise.", DriftWarning, stacklevel=2)
     wishes = (wishes or Wishes()) if overwrite else as_recorded(output, wishes)
+    wishes = replace(wishes, trust=wishes.trust or trust)
     plan = plan or plan_volume(volume, trained.architecture, output=output, dtype=dtype, wishes=wishes, client=client)
     if client is not None:
         check_workers(client, volume=volume, output=output, device=plan.backend.device)
     _check_plan(plan, volume, trained)
+    if trust and not plan.trust:
+        raise UsageError("plan: made without trust maps. Make it with Wishes(trust=True).")
     kept = model_path_beside(output, trained.digest)
     kept.parent.mkdir(parents=True, exist_ok=True)
     path = (None if isinstance(model, Model) else model_file(model)) or trained.save(kept)
@@ -232,6 +251,7 @@ def enhance_to_zarr(
         about=about,
         empty_below=empty_below,
         levels=levels_of(plan, volume),
+        noise=_measured_noise(trained),
     )
     made = make_image(job, client=client, overwrite=overwrite, on_progress=on_progress, on_workers=on_workers)
     return Report(
@@ -278,6 +298,16 @@ def _check_plan(plan: Plan, volume: Volume, model: Model) -> None:
         raise UsageError(f"plan: made for another volume or model than {volume.name}. Make it with plan_volume.")
 
 
+def _measured_noise(model: Model) -> tuple[Noise, ...]:
+    """Read the noise of each channel that training measured; none where it did not."""
+    try:
+        noise = tuple(Noise(**each) for each in model.provenance["noise"][0])
+        finite = all(math.isfinite(value) for each in noise for value in (each.floor, each.gain, each.offset))
+    except (KeyError, IndexError, TypeError):
+        return ()
+    return noise if finite else ()
+
+
 def model_path_beside(output: str | Location, digest: str) -> Path:
     """Where ``enhance_to_zarr`` keeps a model: named by its content, so that a file never changes under its name.
 
@@ -305,7 +335,7 @@ def copy_to_zarr(
     ----------
     volume
         What is written, all axes, in its own dtype.
-    output, wishes, client, overwrite, resume, on_progress
+    output, wishes, client, overwrite, resume, on_progress, on_workers
         As ``enhance_to_zarr``.
 
     Returns
@@ -332,7 +362,7 @@ def copy_to_zarr(
         dtype_itemsize=volume.dtype.itemsize,
         tile_bytes=lambda tile: 0,
         machine=this_machine(output),
-        wishes=replace(wishes, device="cpu", gpu_bytes=None),
+        wishes=replace(wishes, device="cpu", gpu_bytes=None, trust=False),
     )
     package = f"svision-dask {version('svision-dask')}"
     about = {"package": package, "input": volume.name, "dropped": list(volume.dropped)}

@@ -204,6 +204,7 @@ def _asked(
         "version": wishes.version,
         "codec": wishes.codec and asdict(wishes.codec),
         "pyramid": wishes.pyramid,
+        "trust": wishes.trust,
         "chunk": wishes.chunk and dict(wishes.chunk),
         "shard": wishes.shard and dict(wishes.shard),
     }

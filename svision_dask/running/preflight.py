@@ -127,7 +127,7 @@ def inspect_workers(
     ClusterError
         If there are no workers.
     """
-    known = _known(client)
+    known = known_workers(client)
     seen = _asked(client, _version_probe(PACKAGES))
     now, ours = time.time(), versions_here()
     hosts = [facts["host"] for facts in seen.values()]
@@ -155,7 +155,7 @@ def inspect_workers(
     return Crew(workers=tuple(sorted(workers, key=lambda worker: (worker.host, worker.address))))
 
 
-def _known(client: Client) -> Mapping[str, Any]:
+def known_workers(client: Client) -> Mapping[str, Any]:
     """Ask the scheduler for what it knows of each of its workers, by address.
 
     ``client.scheduler_info`` returns what the client keeps, which it asks for again and again, without the workers: at
@@ -173,7 +173,7 @@ def _asked(client: Client, question: Callable[..., Any], *arguments: Any) -> dic
     try:
         answers = within(ANSWER_SECONDS, partial(client.run, question, *arguments, on_error="return"))
     except TimeoutError as error:
-        there = ", ".join(sorted(_known(client)))
+        there = ", ".join(sorted(known_workers(client)))
         raise ClusterError(f"not every worker answers within {ANSWER_SECONDS} s. Look at {there}.") from error
     gone = {address: answer for address, answer in answers.items() if isinstance(answer, CommClosedError)}
     return {address: answer for address, answer in answers.items() if address not in gone}

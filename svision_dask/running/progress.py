@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from svision_dask.geometry import Regions
 from svision_dask.running.cluster import DASHBOARD
 from svision_dask.running.ledger import Receipt
+from svision_dask.running.preflight import known_workers
 from svision_dask.running.scheduling import KEY
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ def cluster_state(client: Client, tally: Tally) -> ClusterState:
     """Ask the scheduler about all workers: two small requests."""
     import dask
 
-    known = client.scheduler_info(n_workers=-1)
+    known = known_workers(client)
     tasks = client.processing()
     workers = [
         WorkerState(
@@ -236,7 +237,7 @@ def cluster_state(client: Client, tally: Tally) -> ClusterState:
             done=share.done,
             voxels_per_second=share.voxels / share.seconds if share.seconds else None,
         )
-        for address, worker in known["workers"].items()
+        for address, worker in known.items()
         for share in [tally.shares.get(address) or _Share()]
     ]
     # A scheduler names an address for it whether it serves one or not; we know of our own only.

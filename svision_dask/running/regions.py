@@ -30,7 +30,7 @@ from svision_dask.volume import Volume, read_mirrored
 if TYPE_CHECKING:
     import zarr
 
-_computing = threading.Lock()
+computing = threading.Lock()
 """Held by the region that computes; another one of the process may be read or written meanwhile."""
 
 
@@ -92,9 +92,9 @@ class EnhanceTask:
         )
         wanted = tuple(slice(0, b - a) for a, b in zip(region.start, region.stop, strict=True))
         # Inside a worker, plain compute() would submit to the whole cluster.
-        with _computing:
+        with computing:
             block = fine[wanted].compute(scheduler="synchronous")
-        receipt = write_checked(_own_level(self.output, 0, self.run), region, block, missing=missing)
+        receipt = write_checked(own_level(self.output, 0, self.run), region, block, missing=missing)
         read = math.prod(s.stop - s.start for s in inside) * self.volume.dtype.itemsize
         return replace(receipt, empty=bool((haloed == haloed.flat[0]).all()), read_bytes=read)
 
@@ -111,7 +111,7 @@ class CopyTask:
     def __call__(self, region: Region) -> Receipt:
         """Make one region of ``level``."""
         block, missing = self.volume.read(region.box), self.volume.absent(region.box)
-        array = _own_level(self.output, self.level, self.run)
+        array = own_level(self.output, self.level, self.run)
         receipt = write_checked(array, region, block, level=self.level, missing=missing)
         return replace(receipt, read_bytes=block.nbytes)
 
@@ -128,7 +128,7 @@ class CoarsenTask:
     def __call__(self, region: Region) -> Receipt:
         """Make one region of ``level``."""
         finer = open_level(self.output, self.level - 1)
-        coarser = _own_level(self.output, self.level, self.run)
+        coarser = own_level(self.output, self.level, self.run)
         shape = tuple(b - a for a, b in zip(region.start, region.stop, strict=True))
         block, read = np.empty(shape, coarser.dtype), 0
         # Shard by shard: the sums behind the means of a whole region would take many times its memory, and to ask
@@ -165,7 +165,7 @@ class VerifyTask:
             )
 
 
-def _own_level(output: str, level: int, run: str | None) -> zarr.Array[Any]:
+def own_level(output: str, level: int, run: str | None) -> zarr.Array[Any]:
     """Open a level to write to, if the store still is that of the run that the task belongs to.
 
     A cluster goes on with tasks that nobody waits for any more: of a client that was killed, or was interrupted.

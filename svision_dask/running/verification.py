@@ -12,12 +12,14 @@ from svision_dask.geometry import Regions
 from svision_dask.omezarr.checksums import read_checksums
 from svision_dask.omezarr.collections import read_collection
 from svision_dask.omezarr.labels import read_labels
-from svision_dask.omezarr.read import list_levels, open_omezarr, read_provenance
+from svision_dask.omezarr.read import is_omezarr, list_levels, open_omezarr, read_provenance
 from svision_dask.omezarr.write import unpublish
 from svision_dask.running.cluster import here_or
 from svision_dask.running.ledger import UNDONE, Receipt, claim
 from svision_dask.running.regions import VerifyTask
 from svision_dask.running.scheduling import run_regions
+from svision_dask.running.trust_images import FOLDER, map_place
+from svision_dask.running.trust_maps import MAPS
 from svision_dask.stores.locations import Location, located
 
 if TYPE_CHECKING:
@@ -94,7 +96,7 @@ def verify(
 
 
 def images_of(output: str | Location) -> list[str]:
-    """List all images of an output: itself, or the fields of a plate or well, each with its labels.
+    """List all images of an output: itself, or the fields of a plate or well, each with its labels and trust maps.
 
     Raises
     ------
@@ -104,7 +106,17 @@ def images_of(output: str | Location) -> list[str]:
     place = located(output)
     collection = read_collection(place)
     images = [place / image for image in collection.images] if collection is not None else [place]
-    return [str(each) for image in images for each in (image, *_labels_of(image))]
+    return [str(each) for image in images for each in (image, *_labels_of(image), *_maps_of(image))]
+
+
+def _maps_of(image: Location) -> list[Location]:
+    """List the trust maps that an image was made with."""
+    plan = read_provenance(image).get("plan")
+    maps = [map_place(image, kind) for kind in MAPS if isinstance(plan, dict) and plan.get("trust") is True]
+    for place in maps:
+        if not is_omezarr(place):
+            raise OutputError(f"{image}: its trust map {place.name!r} is lost. Make the output anew.")
+    return maps
 
 
 def _labels_of(image: Location) -> list[Location]:
@@ -119,7 +131,7 @@ def _labels_of(image: Location) -> list[Location]:
 
 
 def reopen_damaged(output: str | Location, found: Mapping[str, Verification]) -> None:
-    """Make an output unfinished again as far as it is damaged: labels with their image, fields with their plate.
+    """Make an output unfinished again as far as it is damaged: labels and maps with their image, fields with a plate.
 
     Parameters
     ----------
@@ -135,7 +147,7 @@ def reopen_damaged(output: str | Location, found: Mapping[str, Verification]) ->
     """
     damaged = [image for image, each in found.items() if each.damaged]
     for image, each in found.items():
-        if image in damaged or any(other.startswith(f"{image}/labels/") for other in damaged):
+        if image in damaged or any(other.startswith((f"{image}/labels/", f"{image}/{FOLDER}/")) for other in damaged):
             reopen(image, each)
     if damaged and str(output) not in found:
         unpublish(output, run="")
