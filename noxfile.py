@@ -1,4 +1,9 @@
+# /// script
+# dependencies = ["nox>=2025.10"]
+# ///
 """Tests on every Python world, lint and types, each in its own environment: ``nox``, or ``nox -s lint``."""
+
+from pathlib import Path
 
 import nox
 
@@ -6,6 +11,7 @@ WORLDS = ["3.11", "3.12", "3.13", "3.14"]
 """3.11 is the old world of constraints.txt, all others the new one."""
 INSTALL = ("-c", "constraints.txt")
 
+nox.needs_version = ">=2025.10"
 nox.options.error_on_missing_interpreters = False  # test on those that are here
 
 
@@ -29,3 +35,28 @@ def types(session: nox.Session) -> None:
     """Check the types."""
     session.install(*INSTALL, "-e", ".[test]")
     session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation, and run what it shows."""
+    session.install(*INSTALL, "-e", ".[docs]")
+    session.run("sphinx-build", "-W", "--keep-going", "docs", "docs/_build")
+
+
+@nox.session(python=WORLDS, default=False)
+def wheel(session: nox.Session) -> None:
+    """Build sdist and wheel, and run the demo from the wheel, far from the source."""
+    dist = session.create_tmp()
+    session.install(*INSTALL, "build")
+    for old in Path(dist).glob("*.whl"):
+        old.unlink()
+    session.run("python", "-m", "build", "--outdir", dist, ".")
+    (built,) = Path(dist).glob("*.whl")
+    session.install(*INSTALL, str(built))
+    session.chdir(dist)
+    session.run("svision-dask", "demo", "--overwrite")
+
+
+if __name__ == "__main__":
+    nox.main()

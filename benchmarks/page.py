@@ -1,0 +1,159 @@
+"""Tables of all results, for the documentation and for README.md; no figure is typed by hand.
+
+Run ``python benchmarks/page.py`` after a benchmark: it writes the table between the markers of README.md. The page
+``docs/benchmarks.md`` is made whenever the documentation is built, of whatever is in ``benchmarks/results/``.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- figures: made by benchmarks/page.py -->", "<!-- end of figures -->"
+SHOWN = ("nuclei", "golgi", "fly brain", "fly embryo", "envelopes", "dendrite", "beads, confocal", "brain cells")
+"""Volumes in README.md: real ones, among them those on which little or nothing is gained."""
+
+Found = Mapping[str, Any]
+
+
+def tables() -> str:
+    """Everything under ``benchmarks/results/``, as Markdown."""
+    return "\n".join(line for path in sorted(RESULTS.glob("*.json")) for line in _section(path))
+
+
+def _section(path: Path) -> Iterator[str]:
+    """One benchmark: as its script writes it, or value by value."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    script = f"benchmarks/{'soak/chaos' if path.stem == 'soak' else path.stem}.py"
+    written = path.with_suffix(".md")
+    if written.exists():
+        title, *body = written.read_text(encoding="utf-8").splitlines()
+        yield from (f"#{title}", *(f"#{line}" if line.startswith("##") else line for line in body))
+    else:
+        yield from (f"## {path.stem.capitalize()}", "", f"Run ``python {script}``.", "")
+        yield from _plain({key: value for key, value in found.items() if key != "environment"})
+    machine = ", ".join(f"{key} {value}" for key, value in found.get("environment", {}).items())
+    yield from ("", f"Measured with: {machine}.", "") if machine else ("",)
+
+
+def _plain(found: Any) -> Iterator[str]:
+    """Rows of equal kind as a table, all else as names and values."""
+    rest = {}
+    for name, value in found.items():
+        rows = list(value.values()) if isinstance(value, Mapping) else value
+        if _alike(rows):
+            labels = list(value) if isinstance(value, Mapping) else None
+            yield from (f"**{name}**", "", *_table(rows, labels), "")
+        else:
+            rest[name] = value
+    if rest:
+        yield from ("| | |", "|---|---|", *(f"| {key} | {shown} |" for key, shown in _flat(rest)), "")
+
+
+def _alike(rows: Any) -> bool:
+    """Whether these are several rows with the same columns."""
+    if not isinstance(rows, list) or len(rows) < 2 or not all(isinstance(row, Mapping) for row in rows):
+        return False
+    return all(row.keys() == rows[0].keys() for row in rows)
+
+
+def _table(rows: Sequence[Found], labels: Sequence[str] | None) -> Iterator[str]:
+    flat = [dict(_flat(row)) for row in rows]
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    first = [""] if labels else []
+    yield f"| {' | '.join([*first, *names])} |"
+    yield "|---" * len([*first, *names]) + "|"
+    for number, row in enumerate(flat):
+        cells = [row.get(name, "–") for name in names]
+        yield f"| {' | '.join([*([labels[number]] if labels else []), *cells])} |"
+
+
+def _flat(found: Found, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """All single values below ``found``, by their path."""
+    for key, value in found.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name}, ")
+        elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            for number, item in enumerate(value):
+                row = dict(item) if isinstance(item, Mapping) else {"": item}
+                yield from _flat(row, f"{row.pop('name', f'{name} {number}')}, ")
+        else:
+            yield name, _number(value)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, list):
+        sizes = all(isinstance(item, int) for item in value)
+        return ("×" if sizes else ", ").join(_number(item) for item in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def readme_figures() -> str:
+    """Write the figures of README.md, as Markdown."""
+    return "\n".join([*_quality(_read("quality")["rows"]), "", *_others()])
+
+
+def _quality(rows: Mapping[str, Found]) -> Iterable[str]:
+    """PSNR of what there is without a network, and with one, mean of the seeds."""
+    methods = ("cubic", "cubic + BP", "fast", "best")
+    yield f"| volume, reduced by two and enhanced again | {' | '.join(methods)} |"
+    yield "|---" * (len(methods) + 1) + "|"
+    for volume in SHOWN:
+        measured = [[r["psnr"] for r in rows.values() if (r["volume"], r["method"]) == (volume, m)] for m in methods]
+        if any(measured):
+            cells = [f"{statistics.fmean(values):.1f}" if values else "–" for values in measured]
+            yield f"| {volume} | {' | '.join(cells)} |"
+
+
+def _others() -> Iterable[str]:
+    """Figures that are no quality, each with the command that measures it."""
+    demo, speed, memory, soak = (_read(name) for name in ("demo", "speed", "memory", "soak"))
+    best = max(value["psnr"]["mean"] for name, value in demo["summary"].items() if name.startswith("cubic"))
+    gain = demo["summary"]["enhanced"]["psnr"]["mean"] - best
+    storage = speed["found"]["storage"]
+    ratios = [row["ratio"] for row in memory["rows"]]
+    seen = soak["seen"]
+    kills = sum(count for what, count in seen.items() if what.endswith("killed"))
+    equal = seen["outputs equal to the undisturbed one"]
+    yield from ("| what else | measured | by |", "|---|---|---|")
+    yield f"| demo: gain over the best without a network | {gain:.1f} dB | `python benchmarks/demo.py` |"
+    for name, value in storage.items():
+        rate = value["fine voxels/s"] / 1e6
+        cores = speed["environment"]["cores"]
+        what = f"`{name}`, OME-Zarr to OME-Zarr, {cores} cores"
+        yield f"| {what} | {rate:.0f} M voxels/s | `python benchmarks/speed.py` |"
+    yield (
+        f"| planned memory, as a multiple of what was used | {min(ratios):.1f} to {max(ratios):.1f} "
+        "| `python benchmarks/memory.py` |"
+    )
+    yield (
+        f"| random kills survived; outputs finished, all equal to the undisturbed one | {kills}; {equal} "
+        "| `python benchmarks/soak/chaos.py` |"
+    )
+
+
+def _read(name: str) -> dict[str, Any]:
+    return dict(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def with_figures(text: str) -> str:
+    """``text`` of README.md with the figures of today."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{readme_figures()}\n\n{END}{after}"
+
+
+def main() -> None:
+    """Write the figures into README.md."""
+    README.write_text(with_figures(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

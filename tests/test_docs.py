@@ -1,0 +1,160 @@
+"""The pages: every block of code is run or says why not, every link leads somewhere, no figure is typed by hand."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
+PAGES = [path for path in PAGES if "_build" not in path.parts]
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def load(path: Path) -> ModuleType:
+    """A script that is no module of the package."""
+    name = path.stem + "_of_docs"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec
+    assert spec.loader
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+executed = load(DOCS / "executed.py")
+figures = load(ROOT / "benchmarks" / "page.py")
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def anchors(path: Path) -> set[str]:
+    """What a link to a heading of a page may say, as GitHub and MyST name them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", text_of(path)), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_every_block_of_code_is_run_or_says_why_not(path):
+    page = path.relative_to(DOCS).with_suffix("").as_posix() if DOCS in path.parents else path.name
+    found = list(executed.blocks(page, text_of(path)))
+    fenced = [language for language, _ in FENCE.findall(text_of(path)) if language in executed.CODE]
+    assert len(found) == len(fenced)
+    unmarked = [block.place for block in found if not block.reason]
+    assert page in executed.RUN or not unmarked
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_every_fence_names_its_language(path):
+    assert "" not in [language for language, _ in FENCE.findall(text_of(path))]
+
+
+@pytest.mark.parametrize("page", executed.RUN)
+def test_the_pages_that_are_run_have_something_to_run(page):
+    assert any(not block.reason for block in executed.blocks(page, text_of(DOCS / f"{page}.md")))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_links_inside_of_the_repository_lead_somewhere(path):
+    for target in LINK.findall(FENCE.sub("", text_of(path))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        there = (path.parent / file).resolve() if file else path
+        assert there.exists(), target
+        if anchor and there != DOCS / "benchmarks.md":  # its headings are made when it is built
+            assert anchor in anchors(there), target
+
+
+def test_a_block_that_fails_stops_the_build(tmp_path, monkeypatch):
+    (tmp_path / "page.md").write_text("# Page\n\n```sh\necho fine\nfalse\n```\n", encoding="utf-8")
+    monkeypatch.setattr(executed, "DOCS", tmp_path)
+    monkeypatch.setattr(executed, "RUN", ("page",))
+    with pytest.raises(executed.BlockError, match="page, line 3 failed"):
+        executed.outputs(tmp_path)
+
+
+def test_blocks_of_python_share_their_names_and_show_what_they_print(tmp_path, monkeypatch):
+    page = "```python\na = 6\n```\n\n<!-- not run: no snakes here -->\n```sh\nsnakes\n```\n\n"
+    page += "```python\nprint(7 * a)\n```\n"
+    (tmp_path / "page.md").write_text(page, encoding="utf-8")
+    monkeypatch.setattr(executed, "DOCS", tmp_path)
+    monkeypatch.setattr(executed, "RUN", ("page",))
+    shown = executed.with_outputs("page", page, executed.outputs(tmp_path)["page"])
+    assert "```text\n42\n```" in shown
+    assert "Not run when this page is built: no snakes here." in shown
+
+
+def test_the_figures_of_the_readme_are_those_of_the_benchmarks():
+    readme = text_of(ROOT / "README.md")
+    assert readme == figures.with_figures(readme), "run: python benchmarks/page.py"
+
+
+def test_the_page_of_benchmarks_has_every_result(tmp_path, monkeypatch):
+    rows = {"volume a": {"psnr": 31.25, "tile": [64, 32]}, "volume b": {"psnr": 7.5, "tile": [1, 2]}}
+    (tmp_path / "newest.json").write_text(json.dumps({"environment": {"cores": 3}, "rows": rows, "other": 5.125}))
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    shown = figures.tables()
+    assert "| volume a | 31.25 | 64×32 |" in shown
+    assert "| other | 5.125 |" in shown
+    assert "Measured with: cores 3." in shown
+
+
+@pytest.mark.parametrize("script", ["quality", "speed", "transfer"])
+def test_tables_beside_results_are_made_of_them(script, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    results = ROOT / "benchmarks" / "results"
+    found = json.loads(text_of(results / f"{script}.json"))
+    table = load(ROOT / "benchmarks" / f"{script}.py").table(found.get("rows") or found["found"])
+    assert text_of(results / f"{script}.md") == table
+
+
+def test_every_message_of_the_troubleshooting_page_is_one_of_the_program():
+    source = "".join(text_of(path) for path in (ROOT / "svision_dask").rglob("*.py"))
+    source = re.sub(r'"\n\s*f?"', "", source)  # literals that go on in the next line
+    shown = re.findall(r"^\| `([^`]+)` \|", text_of(DOCS / "troubleshooting.md"), re.MULTILINE)
+    assert len(shown) > 15
+    assert [message for message in shown if message not in source] == []
+
+
+def test_every_test_that_the_promises_name_is_there():
+    text = text_of(DOCS / "reliability.md")
+    named = re.findall(r"\[`(test_\w+)`\]\([^)]+\)((?:[:,] \*[^*]+\*)*)", text)
+    assert len(named) > 25
+    for module, phrases in named:
+        source = text_of(ROOT / "tests" / f"{module}.py")
+        for phrase in re.findall(r"\*([^*]+)\*", phrases):
+            assert phrase.replace(" ", "_") in source, f"{module}: {phrase}"
+
+
+def test_every_promise_names_a_test():
+    promises = re.split(r"^\d\. ", text_of(DOCS / "reliability.md").partition("Not promised")[0], flags=re.MULTILINE)
+    assert len(promises) == 7
+    assert all("../tests/test_" in promise for promise in promises[1:])
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_every_test_that_a_page_names_is_there(path):
+    for module in re.findall(r"tests/(test_\w+)", text_of(path)):
+        assert (ROOT / "tests" / f"{module}.py").exists(), module
+
+
+def test_every_page_is_in_the_table_of_contents():
+    contents = [block for path in DOCS.glob("*.md") for block in FENCE.findall(text_of(path)) if "toctree" in block[0]]
+    listed = {line for _, entries in contents for line in entries.splitlines()}
+    pages = {path.relative_to(DOCS).with_suffix("").as_posix() for path in PAGES if DOCS in path.parents}
+    assert pages - listed == {"index"}
