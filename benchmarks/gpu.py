@@ -29,13 +29,13 @@ from svision_dask.geometry import Grid
 from svision_dask.metrics import psnr
 from svision_dask.network.architecture import PRESETS
 from svision_dask.network.model import Model
-from svision_dask.plan import Wishes
 from svision_dask.running.cluster import local_client, this_machine
 from svision_dask.running.enhancement import enhance
 from svision_dask.running.pipeline import enhance_to_zarr, plan_volume
 from svision_dask.simulation.simulate import Phantom
 from svision_dask.training.train import train
 from svision_dask.volume import Volume, mirror_pad
+from svision_dask.wishes import Wishes
 
 REPEATS = 5
 LIMITS = {"float32": 1e-4, "bfloat16": 1e-2, "float16": 1e-2}

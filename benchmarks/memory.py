@@ -17,13 +17,13 @@ import numpy as np
 
 from svision_dask.geometry import Grid
 from svision_dask.network.model import Model, Normalisation
-from svision_dask.plan import Wishes
 from svision_dask.running.cluster import local_client, this_machine
 from svision_dask.running.pipeline import enhance_to_zarr, plan_volume
 from svision_dask.training.fitting import SETTINGS
 from svision_dask.training.sample import Sample
 from svision_dask.training.train import design_for, train_on_sample
 from svision_dask.volume import Volume
+from svision_dask.wishes import Wishes
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 

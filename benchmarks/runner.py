@@ -27,13 +27,14 @@ from rows import RESULTS
 from svision_dask.geometry import Grid, Region, Regions
 from svision_dask.network.model import Model
 from svision_dask.omezarr.write import create_store
-from svision_dask.plan import Plan, Wishes
+from svision_dask.plan import Plan
 from svision_dask.running.cluster import local_client, this_machine
 from svision_dask.running.ledger import Receipt, claim
 from svision_dask.running.pipeline import enhance_to_zarr, plan_volume
 from svision_dask.running.regions import EnhanceTask
 from svision_dask.running.scheduling import RegionTask, run_regions
 from svision_dask.volume import Volume
+from svision_dask.wishes import Wishes
 
 MIB = 2**20
 REPEATS = 3

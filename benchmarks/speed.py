@@ -38,13 +38,13 @@ from svision_dask.geometry import SPATIAL
 from svision_dask.network.architecture import PRESETS, Architecture, Preset, network_axes
 from svision_dask.network.model import Model, load_model
 from svision_dask.opening.formats import open_volume
-from svision_dask.plan import Wishes
 from svision_dask.running.cluster import local_client
 from svision_dask.running.enhancement import enhance
 from svision_dask.running.pipeline import copy_to_zarr, enhance_to_zarr, plan_volume
 from svision_dask.simulation.simulate import Phantom
 from svision_dask.training.train import train
 from svision_dask.volume import mirror_pad
+from svision_dask.wishes import Wishes
 
 Voxels = npt.NDArray[Any]
 Found = dict[str, Any]

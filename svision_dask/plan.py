@@ -8,16 +8,17 @@ than one, and have no halo.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from svision_dask.backend import CPU, Backend, Device, Precision
+from svision_dask.backend import CPU, Backend
 from svision_dask.codec import Codec, usual_codec
 from svision_dask.degradation import Sampling
 from svision_dask.errors import PlanError
 from svision_dask.geometry import SPATIAL, Grid, Regions, Shape
 from svision_dask.notebook import html_table, per_axis
+from svision_dask.wishes import Machine, Pyramid, Version, Wishes
 from svision_dask.workload import Workload
 
 CHUNK = {2: 1024, 3: 64}
@@ -30,12 +31,6 @@ ENOUGH_MEMORY = 1.25
 """More processes with smaller tiles are preferred to fewer with larger ones, up to so many times the work per core."""
 COMPRESSION = 10
 """Microscope volumes rarely compress better; a disk too small even for that is refused."""
-
-Version = Literal["0.4", "0.5"]
-VERSIONS: tuple[Version, ...] = ("0.4", "0.5")
-Pyramid = Literal["isotropic", "xy", "match", "none"]
-"""Which axes become coarser from level to level: the finest, y and x, those of the input's levels; or no levels."""
-PYRAMIDS: tuple[Pyramid, ...] = ("isotropic", "xy", "match", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,40 +116,6 @@ class Plan:
             "device": self.backend.device,
             "precision": self.backend.precision,
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What the work must fit into, if it is done here."""
-
-    cores: int
-    memory_bytes: int
-    """For all workers together."""
-    disk_free_bytes: int | None = None
-    gpus: tuple[int, ...] = ()
-    """Free bytes of each."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wishes:
-    """What the user, or a cluster that is there, fixed; None means that the plan decides."""
-
-    tile: Mapping[str, int] | None = None
-    chunk: Mapping[str, int] | None = None
-    shard: Mapping[str, int] | None = None
-    workers: int | None = None
-    worker_memory_bytes: int | None = None
-    threads: int | None = None
-    """For torch, in each process."""
-    device: Device | None = None
-    precision: Precision | None = None
-    gpu_bytes: int | None = None
-    """What a forward pass may use of each GPU; None where the processor computes."""
-    version: Version = "0.5"
-    codec: Codec | None = None
-    pyramid: Pyramid = "isotropic"
-    trust: bool = False
-    """Whether maps are to be made that say how far to trust each place."""
 
 
 def plan_enhancement(

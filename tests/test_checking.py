@@ -14,9 +14,9 @@ from svision_dask.errors import ImageError
 from svision_dask.judging.checking import check
 from svision_dask.omezarr.conformance import has_schemas, kinds_of, metadata_problems
 from svision_dask.opening.formats import open_volume
-from svision_dask.plan import Wishes
 from svision_dask.running.cluster import local_client
 from svision_dask.running.pipeline import copy_to_zarr
+from svision_dask.wishes import Wishes
 from tests.commands import run
 from tests.test_labels import ORIGIN, SPACING, label_voxels, multiscale, write_image
 from tests.test_selection import write_plate

@@ -22,11 +22,11 @@ from distributed.security import Security
 
 from svision_dask.errors import ClusterError, UsageError
 from svision_dask.opening.formats import open_volume
-from svision_dask.plan import Machine, Wishes
 from svision_dask.running import connection, preflight
 from svision_dask.running.cluster import local_client, wishes_here
 from svision_dask.running.connection import Connection, slurm_job
 from svision_dask.running.preflight import PACKAGES, Crew, Worker, inspect_workers, versions_here
+from svision_dask.wishes import Machine, Wishes
 from svision_dask.workload import GPU_SEATS
 from tests.commands import run, textured, write_tiff
 

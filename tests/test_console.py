@@ -14,8 +14,9 @@ from svision_dask.geometry import Grid
 from svision_dask.omezarr.read import describe_omezarr
 from svision_dask.omezarr.write import create_store, publish
 from svision_dask.opening.formats import open_volume
-from svision_dask.plan import Machine, plan_enhancement
+from svision_dask.plan import plan_enhancement
 from svision_dask.volume import Shown
+from svision_dask.wishes import Machine
 from tests.commands import run, textured, write_tiff
 
 GRID = Grid(

@@ -20,10 +20,10 @@ from svision_dask.geometry import Grid
 from svision_dask.omezarr.labels import NearestSource
 from svision_dask.omezarr.read import describe_omezarr, list_levels, read_provenance
 from svision_dask.opening.formats import open_volume
-from svision_dask.plan import Wishes
 from svision_dask.running.cluster import local_client
 from svision_dask.running.pipeline import copy_to_zarr, enhance_to_zarr, plan_volume
 from svision_dask.running.verification import images_of
+from svision_dask.wishes import Wishes
 from tests.commands import run, textured
 from tests.models import fast
 

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.memory import measure, ramp_volume, small_model
 from svision_dask.network.architecture import Architecture, Layer, StageSpec
-from svision_dask.plan import Wishes
+from svision_dask.wishes import Wishes
 from tests.models import untrained
 
 pytestmark = pytest.mark.usefixtures("fresh_workers")

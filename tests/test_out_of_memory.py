@@ -15,10 +15,11 @@ import torch
 from svision_dask.network.architecture import architecture
 from svision_dask.omezarr.write import create_store, open_level
 from svision_dask.opening.formats import open_volume
-from svision_dask.plan import Plan, Wishes
+from svision_dask.plan import Plan
 from svision_dask.running.cluster import this_machine
 from svision_dask.running.pipeline import plan_volume
 from svision_dask.running.regions import EnhanceTask
+from svision_dask.wishes import Wishes
 from tests.commands import textured, write_tiff
 from tests.models import untrained
 

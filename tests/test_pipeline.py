@@ -11,12 +11,12 @@ import zarr
 from svision_dask.errors import ImageError, OutputError, RegionError, UsageError
 from svision_dask.omezarr.read import list_levels, read_provenance
 from svision_dask.opening.formats import open_volume, stack_channels
-from svision_dask.plan import Machine, Wishes
 from svision_dask.running.cluster import local_client
 from svision_dask.running.enhancement import enhance
 from svision_dask.running.pipeline import copy_to_zarr, enhance_to_zarr, plan_volume
 from svision_dask.running.progress import RunProgress
 from svision_dask.running.scheduling import TASKS_PER_SEAT
+from svision_dask.wishes import Machine, Wishes
 from tests.models import fast, tiny
 from tests.test_enhancement import random_voxels, volume_of
 

@@ -14,17 +14,9 @@ from hypothesis import strategies as st
 from svision_dask.errors import PlanError
 from svision_dask.geometry import SPATIAL, Grid
 from svision_dask.network.architecture import architecture
-from svision_dask.plan import (
-    ENOUGH_REGIONS,
-    Machine,
-    Plan,
-    Regions,
-    Wishes,
-    largest_tile,
-    plan_enhancement,
-    tile_chunks,
-)
+from svision_dask.plan import ENOUGH_REGIONS, Plan, Regions, largest_tile, plan_enhancement, tile_chunks
 from svision_dask.volume import Volume, read_mirrored
+from svision_dask.wishes import Machine, Wishes
 from svision_dask.workload import PROCESS_BYTES
 
 GIB = 2**30

@@ -10,10 +10,10 @@ import pytest
 from svision_dask.geometry import Grid
 from svision_dask.network.model import Model
 from svision_dask.omezarr.write import create_store
-from svision_dask.plan import Machine, Wishes
 from svision_dask.running.pipeline import plan_volume
 from svision_dask.running.regions import EnhanceTask
 from svision_dask.volume import Volume
+from svision_dask.wishes import Machine, Wishes
 from tests.models import tiny
 
 MACHINE = Machine(cores=1, memory_bytes=2**33)

@@ -14,11 +14,11 @@ from ome_zarr_models.exceptions import ValidationWarning
 from svision_dask.errors import ImageError, OutputError
 from svision_dask.judging.checking import check
 from svision_dask.opening.formats import open_volume
-from svision_dask.plan import Wishes
 from svision_dask.running.cluster import local_client
 from svision_dask.running.enhancement import enhance
 from svision_dask.running.ledger import claim
 from svision_dask.running.plates import enhance_fields, fields_of
+from svision_dask.wishes import Wishes
 from tests.commands import run, textured
 from tests.models import fast
 from tests.test_selection import write_field, write_group

@@ -18,7 +18,6 @@ from svision_dask.geometry import Regions
 from svision_dask.omezarr.read import read_provenance
 from svision_dask.omezarr.write import open_level
 from svision_dask.opening.formats import open_volume
-from svision_dask.plan import Wishes
 from svision_dask.running import regions, scheduling
 from svision_dask.running.cluster import local_client
 from svision_dask.running.ledger import Receipt
@@ -29,6 +28,7 @@ from svision_dask.running.verification import reopen, verify
 from svision_dask.stores import transfer
 from svision_dask.stores.locations import located, state_folder
 from svision_dask.stores.transfer import file_system
+from svision_dask.wishes import Wishes
 from tests.commands import finish, run, start, textured, write_tiff
 from tests.models import tiny
 from tests.servers import serve_before, serve_folder, serve_s3

@@ -19,7 +19,6 @@ from svision_dask.errors import ImageError, OutputError, RegionError, UsageError
 from svision_dask.network.model import load_model
 from svision_dask.omezarr.read import list_levels, read_provenance
 from svision_dask.opening.formats import open_volume
-from svision_dask.plan import Wishes
 from svision_dask.running import verification
 from svision_dask.running.cluster import local_client
 from svision_dask.running.enhancement import enhance
@@ -27,6 +26,7 @@ from svision_dask.running.pipeline import copy_to_zarr, enhance_to_zarr, plan_vo
 from svision_dask.running.progress import RunProgress
 from svision_dask.running.regions import EnhanceTask
 from svision_dask.running.verification import reopen, verify
+from svision_dask.wishes import Wishes
 from tests.commands import finish, run, start, textured, write_tiff
 from tests.models import tiny
 from tests.test_connection import wait_for

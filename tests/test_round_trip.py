@@ -19,9 +19,9 @@ from svision_dask.codec import parse_codec
 from svision_dask.geometry import SPATIAL
 from svision_dask.judging.checking import check
 from svision_dask.opening.formats import open_volume
-from svision_dask.plan import Wishes
 from svision_dask.running.cluster import local_client
 from svision_dask.running.pipeline import copy_to_zarr, enhance_to_zarr
+from svision_dask.wishes import Wishes
 from tests.models import fast
 from tests.test_cases import DATA, UNNAMED, recorded
 from tests.test_labels import ORIGIN, SPACING, multiscale, write, write_image

@@ -26,7 +26,6 @@ from svision_dask.network.model import Model
 from svision_dask.omezarr.read import list_levels, read_provenance
 from svision_dask.omezarr.write import create_store, open_level
 from svision_dask.opening.formats import open_volume
-from svision_dask.plan import Machine, Wishes
 from svision_dask.running.cluster import local_client
 from svision_dask.running.enhancement import cast
 from svision_dask.running.pipeline import enhance_to_zarr, plan_volume
@@ -35,6 +34,7 @@ from svision_dask.running.trust_summary import summarise_maps
 from svision_dask.running.verification import images_of, reopen_damaged, verify
 from svision_dask.training.noise_estimate import Noise
 from svision_dask.volume import Volume, mirror_pad, read_mirrored
+from svision_dask.wishes import Machine, Wishes
 from tests.commands import run, textured, write_tiff
 from tests.models import WAYS, fast, tiny, untrained
 from tests.test_enhancement import RANGE, ROUNDING, random_voxels, volume_of

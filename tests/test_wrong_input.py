@@ -12,8 +12,8 @@ import pytest
 from svision_dask.errors import PlanError
 from svision_dask.omezarr.read import is_omezarr
 from svision_dask.opening.formats import open_volume
-from svision_dask.plan import Machine
 from svision_dask.running.pipeline import plan_volume
+from svision_dask.wishes import Machine
 from tests.commands import PROGRAM, Outcome, run, textured, tree, write_tiff
 from tests.models import fast, tiny
 

@@ -17,7 +17,7 @@ from svision_dask.commands.console import training_lines
 from svision_dask.commands.progress import progress
 from svision_dask.errors import OutputError, UsageError
 from svision_dask.network.architecture import Architecture
-from svision_dask.plan import Plan, Wishes
+from svision_dask.plan import Plan
 from svision_dask.running.arguments import (
     parse_box,
     parse_lengths,
@@ -26,6 +26,7 @@ from svision_dask.running.arguments import (
     parse_size,
     parse_tolerance,
 )
+from svision_dask.wishes import Wishes
 
 if TYPE_CHECKING:
     from distributed import Client

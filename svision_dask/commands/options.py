@@ -10,7 +10,7 @@ import click
 from svision_dask.backend import DEVICES, PRECISIONS
 from svision_dask.degradation import DEGRADES, NOISE_MODELS
 from svision_dask.network.architecture import PRESETS
-from svision_dask.plan import PYRAMIDS, VERSIONS
+from svision_dask.wishes import PYRAMIDS, VERSIONS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -11,7 +11,7 @@ import zarr
 from svision_dask.codec import Codec
 from svision_dask.errors import PlanError, UsageError
 from svision_dask.geometry import Grid, Shape
-from svision_dask.plan import Version
+from svision_dask.wishes import Version
 
 SHARD_BYTES = 2**31
 """Codecs count the bytes of a chunk in 32 bits with a sign, and a shard is encoded in one piece."""

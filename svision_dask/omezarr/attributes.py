@@ -16,8 +16,8 @@ from zarr.storage import MemoryStore
 from svision_dask.errors import UsageError
 from svision_dask.geometry import Grid
 from svision_dask.omezarr.metadata import AXIS_TYPES
-from svision_dask.plan import Version
 from svision_dask.volume import Shown
+from svision_dask.wishes import Version
 
 COLOURS = ("00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF")
 """Neighbouring channels differ for colour-blind eyes, too: green and magenta first."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from svision_dask.errors import UsageError
 from svision_dask.geometry import Grid, Shape, Vector
-from svision_dask.plan import Pyramid
+from svision_dask.wishes import Pyramid
 
 ISOTROPY = math.sqrt(2)
 """An axis is halved while its spacing is below this many times the finest one.

@@ -22,10 +22,10 @@ from svision_dask.geometry import Grid, Shape
 from svision_dask.omezarr.arrays import check_storage, create_level
 from svision_dask.omezarr.attributes import image_attributes, label_attributes
 from svision_dask.omezarr.metadata import PROVENANCE, first_problem, is_omezarr
-from svision_dask.plan import Version
 from svision_dask.stores.locations import Location, Remote, located
 from svision_dask.stores.remote_store import store_at
 from svision_dask.volume import Shown
+from svision_dask.wishes import Version
 
 
 def create_store(

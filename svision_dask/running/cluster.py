@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from svision_dask.backend import Device, best_precision, gpu_memory, share_of_gpu
 from svision_dask.errors import ClusterError, one_line
-from svision_dask.plan import Machine, Wishes
 from svision_dask.stores.locations import Location, located
+from svision_dask.wishes import Machine, Wishes
 from svision_dask.workload import GPU_SEATS
 
 if TYPE_CHECKING:

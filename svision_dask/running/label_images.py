@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from svision_dask.geometry import SPATIAL, Grid
 from svision_dask.omezarr.arrays import check_storage
 from svision_dask.omezarr.labels import label_grid
-from svision_dask.plan import Machine, Plan, Wishes, plan_enhancement
+from svision_dask.plan import Plan, plan_enhancement
 from svision_dask.stores.locations import Location
 from svision_dask.volume import Label
+from svision_dask.wishes import Machine, Wishes
 
 
 def label_levels(label: Label, levels: Sequence[Grid]) -> tuple[Grid, ...]:

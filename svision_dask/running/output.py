@@ -12,10 +12,10 @@ from typing import Any
 from svision_dask.errors import ImageError, OutputError, UsageError
 from svision_dask.omezarr.read import describe_omezarr, is_omezarr, read_provenance
 from svision_dask.omezarr.write import mark_incomplete
-from svision_dask.plan import Wishes
 from svision_dask.running.ledger import Record, read_record
 from svision_dask.stores.locations import WRITABLE, Location, Remote, local_path, located
 from svision_dask.stores.remote_store import METADATA_FILES
+from svision_dask.wishes import Wishes
 
 
 def check_output(output: str | Location, *sources: str | Location, overwrite: bool, resume: bool = False) -> None:

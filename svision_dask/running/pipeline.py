@@ -21,7 +21,7 @@ from svision_dask.network.ensemble import map_bytes, orientations, reduction_mar
 from svision_dask.network.model import Model, load_model, model_file
 from svision_dask.omezarr.pyramid import pyramid_grids, whole_steps
 from svision_dask.opening.formats import open_volume
-from svision_dask.plan import Machine, Plan, Wishes, plan_enhancement
+from svision_dask.plan import Plan, plan_enhancement
 from svision_dask.running.cluster import this_machine, wishes_here
 from svision_dask.running.enhancement import check_model, full_factor
 from svision_dask.running.image import Job, Made, make_image
@@ -34,6 +34,7 @@ from svision_dask.stores.locations import Location, Remote, located, state_folde
 from svision_dask.training.drift import DriftWarning, drift
 from svision_dask.training.noise_estimate import Noise
 from svision_dask.volume import Volume
+from svision_dask.wishes import Machine, Wishes
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -15,7 +15,7 @@ from svision_dask.omezarr.collections import Collection, read_collection
 from svision_dask.omezarr.metadata import is_omezarr, read_attributes, read_provenance
 from svision_dask.omezarr.write import create_collection, publish_collection
 from svision_dask.opening.formats import open_volume
-from svision_dask.plan import Plan, Version, Wishes
+from svision_dask.plan import Plan
 from svision_dask.running.cluster import own_or
 from svision_dask.running.enhancement import full_factor
 from svision_dask.running.ledger import Record, claim, first_difference
@@ -24,6 +24,7 @@ from svision_dask.running.pipeline import enhance_to_zarr, model_path_beside, pl
 from svision_dask.running.progress import RunProgress
 from svision_dask.stores.locations import Location, local_path, located
 from svision_dask.volume import Volume
+from svision_dask.wishes import Version, Wishes
 
 if TYPE_CHECKING:
     from distributed import Client

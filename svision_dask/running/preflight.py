@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from svision_dask.backend import Device, best_precision, own_gpu, share_of_gpu
 from svision_dask.errors import ClusterError, SvisionError, one_line
-from svision_dask.plan import Wishes
 from svision_dask.stores.locations import Location, located
 from svision_dask.volume import Volume
+from svision_dask.wishes import Wishes
 
 if TYPE_CHECKING:
     from distributed import Client

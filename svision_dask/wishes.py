@@ -1,0 +1,50 @@
+"""What was asked of a run, and what there is to do it with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from svision_dask.backend import Device, Precision
+from svision_dask.codec import Codec
+
+Version = Literal["0.4", "0.5"]
+VERSIONS: tuple[Version, ...] = ("0.4", "0.5")
+Pyramid = Literal["isotropic", "xy", "match", "none"]
+"""Which axes become coarser from level to level: the finest, y and x, those of the input's levels; or no levels."""
+PYRAMIDS: tuple[Pyramid, ...] = ("isotropic", "xy", "match", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What the work must fit into, if it is done here."""
+
+    cores: int
+    memory_bytes: int
+    """For all workers together."""
+    disk_free_bytes: int | None = None
+    gpus: tuple[int, ...] = ()
+    """Free bytes of each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What the user, or a cluster that is there, fixed; None means that the plan decides."""
+
+    tile: Mapping[str, int] | None = None
+    chunk: Mapping[str, int] | None = None
+    shard: Mapping[str, int] | None = None
+    workers: int | None = None
+    worker_memory_bytes: int | None = None
+    threads: int | None = None
+    """For torch, in each process."""
+    device: Device | None = None
+    precision: Precision | None = None
+    gpu_bytes: int | None = None
+    """What a forward pass may use of each GPU; None where the processor computes."""
+    version: Version = "0.5"
+    codec: Codec | None = None
+    pyramid: Pyramid = "isotropic"
+    trust: bool = False
+    """Whether maps are to be made that say how far to trust each place."""
