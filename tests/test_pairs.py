@@ -191,6 +191,14 @@ def test_a_volume_too_small_to_spare_a_slab_holds_nothing_back():
     assert pairs_of(random_voxels((8, 20, 24))).hold_back() is None
 
 
+def test_the_only_bead_of_an_image_is_not_held_back():
+    z, y, x = np.ogrid[:64, :64, :64]
+    bead = np.exp(-((z - 32.0) ** 2 + (y - 32.0) ** 2 + (x - 32.0) ** 2) / 50).astype(np.float32)
+    learned, held = pairs_of(bead).hold_back()
+    seen, judged = (sum(float((s.fine - bead.mean()).square().sum()) for s in part.scales) for part in (learned, held))
+    assert 1 / 16 <= judged / (seen + judged) <= 1 / 4  # an eighth of the volume; in the middle it would be nearly all
+
+
 def test_the_same_slab_is_held_back_at_every_scale():
     voxels = random_voxels((64, 64, 64))
     zooms = [(1.22, 1.38, 1.3), (1.3, 1.22, 1.38), (1.38, 1.3, 1.22)]  # the longest axis differs

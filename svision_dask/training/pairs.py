@@ -24,6 +24,8 @@ HELD_BACK = 1 / 8
 """Share of the pairs that is not trained on."""
 THINNEST = 3
 """Coarse voxels below which a slab is too thin to judge by."""
+ATYPICAL = 2.0
+"""A slab with more than so many times its share of the volume's squared contrast, or as much less, is not typical."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,7 @@ class Pairs:
         return _turned(noisy, flips, turn), _turned(torch.cat(fine), flips, turn)
 
     def hold_back(self) -> tuple[Pairs, Pairs] | None:
-        """Split into what to train on and what to judge by: a slab across the longest axis, in its middle.
+        """Split into what to train on and what to judge by: a slab across the longest axis, near its middle.
 
         It is the same slab of the volume at every scale, to a coarse voxel, and no fine voxel of it is trained on. None
         where it would be thinner than ``THINNEST``.
@@ -99,16 +101,48 @@ class Pairs:
         learned, held = [], []
         first = self.scales[0]
         longest = max(first.axes, key=lambda axis: self._inner(first)[first.axes.index(axis)])
+        place = self._typical_place(longest)
         for scale in self.scales:
             axis = scale.axes.index(longest)
             length = self._inner(scale)[axis]
             slab = round(length * HELD_BACK)
             if slab < THINNEST:
                 return None
-            start = (length - slab) // 2
+            start = int(place * (length - slab))
             learned += [self._part(scale, axis, 0, start), self._part(scale, axis, start + slab, length)]
             held.append(self._part(scale, axis, start, start + slab))
         return replace(self, scales=tuple(learned)), replace(self, scales=tuple(held))
+
+    def _typical_place(self, along: str) -> float:
+        """Find a slab with about its share of what there is to see, from 0 at one end of an axis to 1 at the other.
+
+        The middle of an image of one bead is all of it: nothing would be left to learn from.
+        """
+        axis = self.scales[0].axes.index(along)
+        length = self._inner(self.scales[0])[axis]
+        slab = round(length * HELD_BACK)
+        alike = [s for s in self.scales if s.axes.find(along) == axis and self._inner(s)[axis] == length]
+        squares = sum(self._squares(scale, axis) for scale in alike)
+        running = np.concatenate([[0.0], np.cumsum(squares)])
+        starts = np.arange(THINNEST, length - slab - THINNEST + 1)
+        if slab < THINNEST or not starts.size or running[-1] == 0:
+            return 0.5
+        shares = (running[starts + slab] - running[starts]) / running[-1] * length / slab
+        middle = (length - slab) // 2
+        typical = (shares >= 1 / ATYPICAL) & (shares <= ATYPICAL)
+        if not typical.any():
+            return 0.5
+        start = min(starts[typical], key=lambda s: abs(int(s) - middle))
+        return 0.5 if start == middle else (float(start) + 0.5) / (length - slab)
+
+    def _squares(self, scale: Scale, axis: int) -> npt.NDArray[np.float64]:
+        """Sum the squared distances from the mean over each plane across ``axis`` that is predicted from."""
+        inner = scale.coarse[0, 0][
+            tuple(slice(m, n - m) for m, n in zip(self.margin, scale.coarse.shape[2:], strict=True))
+        ]
+        planes = (inner - inner.mean()).square().movedim(axis, 0).flatten(1).sum(1, dtype=torch.float64)
+        squares: npt.NDArray[np.float64] = planes.numpy()
+        return squares
 
     def _inner(self, scale: Scale) -> Shape:
         return tuple(n - 2 * m for n, m in zip(scale.coarse.shape[2:], self.margin, strict=True))
