@@ -124,9 +124,14 @@ class Tally:
         self._count(receipt)
         self.before[receipt.level] += 1
 
-    def show(self, receipt: Receipt) -> None:
-        """Take a region that was made just now into account, and report on it."""
-        self._count(receipt)
+    def reopen(self, regions: int) -> None:
+        """Take back so many regions of level 0 of runs before: they are made again, for something that is missing."""
+        self.done[0] -= regions
+        self.before[0] -= regions
+
+    def show(self, receipt: Receipt, *, again: bool = False) -> None:
+        """Take a region that was made just now into account, and report on it; one made again was counted before."""
+        self._count(receipt, again=again)
         self.level = receipt.level
         self.voxels += receipt.voxels
         self.read_bytes += receipt.read_bytes
@@ -155,9 +160,11 @@ class Tally:
             "regions_of_runs_before": sum(self.before),
         }
 
-    def _count(self, receipt: Receipt) -> None:
+    def _count(self, receipt: Receipt, *, again: bool = False) -> None:
         self.done[receipt.level] += 1
         self.worker_seconds[receipt.level] += receipt.seconds
+        if again:
+            return
         self.counted["missing_chunks"] += receipt.missing
         self.counted["empty_regions"] += receipt.empty
         self.counted["smaller_tiles"] += receipt.halvings > 0
