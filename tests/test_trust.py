@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -332,11 +334,15 @@ def test_a_damaged_shard_is_found_and_made_anew(kind, source, client, tmp_path):
 
 
 def test_a_map_that_is_lost_does_not_pass(source, client, tmp_path):
-    import shutil
-
     path = tmp_path / "out.zarr"
     enhance_to_zarr(source, path, model=fast((2, 2, 2)), client=client, wishes=LONG)
+    assert [word for word in open_volume(path).dropped if word.startswith("trust")]  # not of what is made of it
+    assert list(check(str(path))) == []
+    shard = sorted(p for p in (path / "trust" / "consistency" / "0" / "c").rglob("*") if p.is_file())[0]
+    shard.unlink()
+    assert [f.where for f in check(str(path)) if f.severity == "error"] == [str(path / "trust" / "consistency" / "0")]
     shutil.rmtree(path / "trust" / "spread")
+    assert str(path / "trust" / "spread") in [f.where for f in check(str(path)) if f.severity == "error"]
     with pytest.raises(OutputError, match="trust map 'spread' is lost"):
         images_of(path)
 
@@ -400,3 +406,18 @@ def test_the_command_writes_maps_and_says_what_they_tell(source, tmp_path):
     said = [line for line in outcome.stderr.splitlines() if line.startswith("trust    ")]
     assert any("spread: median" in line and "not the error" in line for line in said)
     assert any("consistency: median" in line for line in said)
+    page = tmp_path / "report.html"
+    compared = run("compare", source, path, "-o", page)
+    assert compared.exit_code == 0, compared.stderr
+    summary = read_provenance(path)["trust"]
+    assert [line for line in compared.stdout.splitlines() if line.startswith("trust  ")] == [
+        f"trust        {words}" for words in summary["words"]
+    ]
+    figures = json.loads(run("compare", source, path, "--json").stdout)["trust"]
+    assert figures == {key: summary[key] for key in (*KINDS, "words")}
+    text = page.read_text(encoding="utf-8")
+    assert all(text.count(f"aria-label='trust map of {kind} in the plane xy") == 1 for kind in KINDS)
+    assert all(escape(words) in text for words in summary["words"])
+    shutil.rmtree(path / "trust")
+    assert run("compare", source, path, "-o", page, "--overwrite").exit_code == 0
+    assert page.read_text(encoding="utf-8").count("not inside AFTER any more") == 2
