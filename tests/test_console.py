@@ -88,6 +88,18 @@ def test_each_kind_of_work_ends_with_a_line_however_short_it_was(capsys, seconds
     assert [line for line in lines if "3/3" in line] == ["train 3/3, ", "write 3/3, ", "level 1 3/3, "]
 
 
+def test_short_work_does_not_silence_the_long_work_that_it_is_part_of(capsys, seconds):
+    with progress() as update:
+        for field in range(3):
+            update("fields", field, 9, "")
+            seconds[0] += 11
+            update("write", 1, 1, "")
+    assert [line for line in capsys.readouterr().err.splitlines() if "fields" in line][1:] == [
+        "fields 1/9, 88 s left, ",
+        "fields 2/9, 77 s left, ",
+    ]
+
+
 def test_a_plan_in_words_has_what_decides_whether_to_start():
     plan = plan_enhancement(
         GRID,

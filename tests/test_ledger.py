@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +83,14 @@ def test_a_damaged_line_counts_for_nothing_and_those_after_it_count(line, tmp_pa
     with claim(output) as ledger:
         assert list(ledger.resume(COUNTS)) == [receipt(2)]
         assert (ledger.checksums[0] == UNDONE).sum() == 5
+
+
+def test_of_a_region_that_was_made_again_the_last_checksum_counts_and_the_region_once(tmp_path):
+    output, again = tmp_path / "fine.zarr", replace(receipt(0), crc32=7)
+    interrupted(output, receipt(0), receipt(1), again)
+    with claim(output) as ledger:
+        assert list(ledger.resume(COUNTS)) == [receipt(0), receipt(1)]
+        assert ledger.checksums[0][:2].tolist() == [7, receipt(1).crc32]
 
 
 def test_beginning_anew_forgets_what_was_done(tmp_path):

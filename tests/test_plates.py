@@ -184,13 +184,16 @@ def test_an_image_is_no_plate(client, tmp_path):
 
 def test_the_command_line_trains_once_for_all_fields_of_a_well(tmp_path):
     source = write(tmp_path / "in.zarr", "0.4") / "A" / "1"
-    learn = ("--steps", 3, "--factor", "z=1,y=2,x=2", "--workers", 1)
+    learn = ("--steps", 3, "--factor", "z=1,y=2,x=2", "--workers", 1, "--json-log", tmp_path / "log.jsonl")
     dry = run("enhance", source, tmp_path / "out.zarr", *learn, "--dry-run")
     assert (dry.exit_code, "spacing" in dry.stdout) == (0, True)
     assert not (tmp_path / "out.zarr").exists()
     outcome = run("enhance", source, tmp_path / "out.zarr", *learn)
     assert outcome.exit_code == 0, outcome.stderr
     assert "fields   2 made, 0 were there" in outcome.stderr
+    events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    said = [(e["what"], e["done"]) for e in events if e["event"] == "progress" and e["what"] in ("fields", "write")]
+    assert said == [("fields", 0), ("write", 1), ("write", 1)]  # a region each
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
     assert whole(tmp_path / "out.zarr" / "1").shape == (4, 40, 44)
     kept = json.loads((tmp_path / "out.zarr" / "zarr.json").read_text())["attributes"]["svision_dask"]

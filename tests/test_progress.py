@@ -197,6 +197,30 @@ def test_a_log_that_cannot_be_written_is_refused_before_anything_is_made(tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["plane.ome.tif"]
 
 
+def test_a_log_goes_on_after_a_torn_line_and_nothing_else_is_appended_to(tmp_path):
+    source = write_tiff(tmp_path / "plane.ome.tif", textured((40, 44)), "YX")
+    before, log = source.read_bytes(), tmp_path / "log"
+    outcome = run("train", source, "-o", tmp_path / "m.safetensors", "--json-log", source)
+    assert outcome.exit_code == 1
+    assert "no log" in outcome.error
+    assert source.read_bytes() == before
+    log.write_text('{"event": "begin"}\n{"eve')
+    run("train", tmp_path / "none.tif", "-o", tmp_path / "m.safetensors", "--json-log", log)
+    first, _, *lines = log.read_text().splitlines()
+    assert [json.loads(line)["event"] for line in (first, *lines)] == ["begin", "begin", "failed"]
+
+
+def test_a_full_disk_that_ends_a_log_does_not_make_a_finished_command_fail(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full here")
+    source, model = write_tiff(tmp_path / "plane.ome.tif", textured((40, 44)), "YX"), tmp_path / "m.safetensors"
+    outcome = run("train", source, "-o", model, "--steps", 3, "--json-log", "/dev/full")
+    assert outcome.exit_code == 0
+    assert outcome.stderr.count("warning: --json-log") == 1
+    assert "svision-dask: " not in outcome.stderr
+    assert model.exists()
+
+
 def test_a_log_has_no_nan_and_a_full_disk_ends_it_but_not_the_run(tmp_path, capsys):
     with (tmp_path / "log").open("w") as stream:
         EventLog(stream).write("progress", loss=float("nan"), of=[float("inf"), 1 / 3])

@@ -54,6 +54,16 @@ class Faulty:
         return Receipt(level=0, index=region.index, start=region.start, low=0, high=0, voxels=1, crc32=0)
 
 
+def test_regions_are_made_where_a_scheduler_does_not_say_how_many_workers_it_has(client, tmp_path, monkeypatch):
+    def silent(*_: object) -> None:
+        raise OSError("timed out")
+
+    monkeypatch.setattr(client, "nthreads", silent)
+    receipts: list[Receipt] = []
+    run_regions(client, Faulty(tmp_path / "tries", times=0), REGIONS, on_receipt=receipts.append)
+    assert sorted(each.index for each in receipts) == list(range(12))
+
+
 def made(client, task: Faulty) -> list[int]:
     """Which regions were made; of those, ``BAD`` alone was begun again."""
     receipts: list[Receipt] = []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +28,11 @@ from svision_dask.network.model import Model
 from svision_dask.omezarr.read import list_levels, read_provenance
 from svision_dask.omezarr.write import create_store, open_level
 from svision_dask.opening.formats import open_volume
+from svision_dask.running import image
 from svision_dask.running.cluster import local_client
 from svision_dask.running.enhancement import cast
 from svision_dask.running.pipeline import enhance_to_zarr, plan_volume
+from svision_dask.running.progress import RunProgress
 from svision_dask.running.trust_maps import judge_box, shortened
 from svision_dask.running.trust_summary import summarise_maps
 from svision_dask.running.verification import images_of, reopen_damaged, verify
@@ -273,6 +277,28 @@ def test_an_interrupted_run_goes_on_to_the_same_maps(count, source, undisturbed,
     assert_same(path, undisturbed)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_run_stopped_as_a_map_is_finished_leaves_nothing_beside_it(
+    count, source, undisturbed, client, tmp_path, monkeypatch
+):
+    path, finished = tmp_path / "stopped.zarr", []
+    options = {"model": fast((2, 2, 2)), "client": client, "wishes": LONG}
+    publish = image.publish
+
+    def stopped(place, *arguments, **others):
+        publish(place, *arguments, **others)
+        finished.append(place)
+        if len(finished) == count:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(image, "publish", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            enhance_to_zarr(source, path, **options)
+    enhance_to_zarr(source, path, resume=True, **options)
+    assert_same(path, undisturbed)
+
+
 def test_a_run_without_maps_is_not_gone_on_with_as_one_that_has_them(source, client, tmp_path):
     path, model, plain = tmp_path / "plain.zarr", fast((2, 2, 2)), replace(LONG, trust=False)
     with pytest.raises(KeyboardInterrupt):
@@ -295,17 +321,33 @@ def test_a_damaged_shard_is_found_and_made_anew(kind, source, client, tmp_path):
     found = {image: verify(image, client=client) for image in images_of(path)}
     assert [image for image, each in found.items() if each.damaged] == [str(place)]
     reopen_damaged(path, found)
-    enhance_to_zarr(source, path, resume=True, **options)
+    if kind:  # as if another processor had made the image: the region that is made again has other voxels then
+        ledger = path.with_name(f".{path.name}.svision") / "receipts.jsonl"
+        receipts = [json.loads(line) for line in ledger.read_text().splitlines()]
+        receipts = [r | {"crc32": r["crc32"] ^ (r["level"] == 0 and r["index"] == 4)} for r in receipts]
+        ledger.write_text("".join(f"{json.dumps(each)}\n" for each in receipts))
+    seen: list[RunProgress] = []
+    enhance_to_zarr(source, path, resume=True, on_progress=seen.append, **options)
+    assert [(p.done, p.before, p.regions) for p in seen if p.level == 0] == [(5, 4, 5)]
+    fine = 16 * 48 * 64
+    of_maps = {"": 0, "spread": 4 * fine, "consistency": 4 * fine // 8}[kind]
+    assert seen[0].written_bytes == 2 * fine + of_maps
+    haloed = 8 * 24 * (32 + 4)  # its faces are those of the volume, but one
+    assert seen[0].read_bytes == 2 * (haloed + (8 * 24 * (32 + 4 + 2) if kind else 0))
     np.testing.assert_array_equal(voxels(place), before)
     assert not any(verify(image, client=client).damaged for image in images_of(path))
 
 
 def test_a_map_that_is_lost_does_not_pass(source, client, tmp_path):
-    import shutil
-
     path = tmp_path / "out.zarr"
     enhance_to_zarr(source, path, model=fast((2, 2, 2)), client=client, wishes=LONG)
+    assert [word for word in open_volume(path).dropped if word.startswith("trust")]  # not of what is made of it
+    assert list(check(str(path))) == []
+    shard = sorted(p for p in (path / "trust" / "consistency" / "0" / "c").rglob("*") if p.is_file())[0]
+    shard.unlink()
+    assert [f.where for f in check(str(path)) if f.severity == "error"] == [str(path / "trust" / "consistency" / "0")]
     shutil.rmtree(path / "trust" / "spread")
+    assert str(path / "trust" / "spread") in [f.where for f in check(str(path)) if f.severity == "error"]
     with pytest.raises(OutputError, match="trust map 'spread' is lost"):
         images_of(path)
 
@@ -369,3 +411,18 @@ def test_the_command_writes_maps_and_says_what_they_tell(source, tmp_path):
     said = [line for line in outcome.stderr.splitlines() if line.startswith("trust    ")]
     assert any("spread: median" in line and "not the error" in line for line in said)
     assert any("consistency: median" in line for line in said)
+    page = tmp_path / "report.html"
+    compared = run("compare", source, path, "-o", page)
+    assert compared.exit_code == 0, compared.stderr
+    summary = read_provenance(path)["trust"]
+    assert [line for line in compared.stdout.splitlines() if line.startswith("trust  ")] == [
+        f"trust        {words}" for words in summary["words"]
+    ]
+    figures = json.loads(run("compare", source, path, "--json").stdout)["trust"]
+    assert figures == {key: summary[key] for key in (*KINDS, "words")}
+    text = page.read_text(encoding="utf-8")
+    assert all(text.count(f"aria-label='trust map of {kind} in the plane xy") == 1 for kind in KINDS)
+    assert all(escape(words) in text for words in summary["words"])
+    shutil.rmtree(path / "trust")
+    assert run("compare", source, path, "-o", page, "--overwrite").exit_code == 0
+    assert page.read_text(encoding="utf-8").count("not inside AFTER any more") == 2

@@ -225,6 +225,8 @@ def _enhance_fields(
                 overwrite=overwrite,
                 opening=opening_given(given),
                 on_field=lambda number, count, field: report("fields", number, count, field),
+                on_progress=report.run,
+                on_workers=report.workers,
             )
     click.echo(f"fields   {len(made.made)} made, {len(made.finished)} were there", err=True)
     click.echo(f"model    {made.model_path}", err=True)

@@ -116,6 +116,7 @@ def comparison_lines(found: Comparison) -> Iterator[str]:
         yield f"shift        {_named(figures['shift']['voxels'])} coarse voxels"
     if "seam" in figures:
         yield f"seam         p = {figures['seam']['p']:.2g}, of {figures['seam']['faces']} faces"
+    yield from (f"trust        {line}" for line in figures.get("trust", {}).get("words", ()))
     yield f"range        {figures['data_range']['value']:.6g}: {figures['data_range']['definition']}"
     yield from (f"no {key}: {reason}" for key, reason in found.absent.items())
     yield from (f"warning: {text}" for text in found.warnings)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import wraps
 from importlib.metadata import version
@@ -69,7 +70,9 @@ def _logging(path: str | None, name: str, given: Mapping[str, Any]) -> Iterator[
         return
     with ExitStack() as stack:
         try:
-            stream = stack.enter_context(Path(path).open("a", encoding="utf-8"))
+            stream = stack.enter_context(_appended(Path(path)))
+        except OutputError:
+            raise
         except OSError as error:
             why = error.strerror
             raise OutputError(f"--json-log {path}: cannot be written ({why}). Choose another file.") from error
@@ -85,6 +88,26 @@ def _logging(path: str | None, name: str, given: Mapping[str, Any]) -> Iterator[
             log.write("interrupted" if stopped else "failed", seconds=time.monotonic() - began, **reason)
             raise
         log.write("end", seconds=time.monotonic() - began)
+
+
+@contextmanager
+def _appended(path: Path) -> Iterator[IO[str]]:
+    """Open a log to append to; nothing is appended to what is no log, such as an input named by mistake."""
+    torn = False
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            if file.read(1) != b"{":
+                raise OutputError(f"--json-log {path}: the file is there, and no log. Choose another file.")
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
+    stream = path.open("a", encoding="utf-8")
+    try:
+        if torn:  # a killed run's last line; the next one is a line of its own
+            stream.write("\n")
+        yield stream
+    finally:
+        with suppress(OSError):  # a full disk, which was said; what is left cannot be written now either
+            stream.close()
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import deque
@@ -64,13 +65,14 @@ class Pace:
 
 
 class Reporter:
-    """Takes reports, and says them in a log: the first, the last, and one every so often."""
+    """Takes reports, and says them in a log: of each kind the first, the last, and one every so often."""
 
     def __init__(self) -> None:
         self._paces: dict[str, Pace] = {}
         self._written = Pace()
         self._cluster: ClusterState | None = None
-        self._said, self._failed = -float(LOG_EVERY_SECONDS), 0
+        self._said: dict[str, float] = {}
+        self._failed = 0
 
     def __call__(self, what: str, done: int, total: int, remark: str = "") -> None:
         """Report on anything: what is being done, how much of it is done, how much there is, and a remark."""
@@ -101,7 +103,8 @@ class Reporter:
             figures |= {"workers": len(cluster.workers), "at_work": cluster.at_work}
             figures["workers_memory_bytes"] = cluster.memory_bytes
         if state.failed > self._failed:  # worth a line of its own
-            self._failed, self._said = state.failed, -float(LOG_EVERY_SECONDS)
+            self._failed = state.failed
+            self._said.clear()
         remark = ", ".join(
             [
                 f"{rate / 1e6:.1f} M voxels/s, {size_words(state.read_bytes)} read",
@@ -122,9 +125,9 @@ class Reporter:
         left = pace.left(total)
         self._show(what, done, total, left, remark)
         now = time.monotonic()
-        if now - self._said < LOG_EVERY_SECONDS and done < total:
+        if now - self._said.get(what, -math.inf) < LOG_EVERY_SECONDS and done < total:
             return
-        self._said = now
+        self._said[what] = now
         self._say(what, done, total, left, remark)
         log_event("progress", what=what, done=done, total=total, seconds_left=left, **figures)
 

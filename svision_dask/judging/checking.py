@@ -17,6 +17,8 @@ from svision_dask.omezarr.conformance import kinds_of, metadata_problems
 from svision_dask.omezarr.extras import is_number
 from svision_dask.omezarr.metadata import folder_inside, is_omezarr, read_attributes
 from svision_dask.omezarr.read import ImageInfo, describe_omezarr, open_omezarr
+from svision_dask.running.trust_images import map_place
+from svision_dask.running.trust_maps import MAPS
 from svision_dask.stores.locations import Location, located
 from svision_dask.tiff.metadata import LENGTHS, TIMES
 from svision_dask.volume import Box, Volume
@@ -121,6 +123,14 @@ def _check_image(place: Location, ome: Any, data: bool) -> Iterator[Finding]:
     yield from _check_voxels(place, described, data=data, is_label=is_label)
     if is_omezarr(place / "labels"):
         yield from _check_labels(place, len(described.levels), data)
+    for kind in MAPS if _has_maps(described) else ():
+        yield from _check_group(map_place(place, kind), data)
+
+
+def _has_maps(described: ImageInfo) -> bool:
+    """Whether an image says that it was made with trust maps."""
+    plan = described.provenance.get("plan")
+    return isinstance(plan, dict) and plan.get("trust") is True
 
 
 def _check_labels(place: Location, count: int, data: bool) -> Iterator[Finding]:

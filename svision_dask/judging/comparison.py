@@ -17,6 +17,8 @@ from svision_dask.judging.compared import Compared, described, find_compared
 from svision_dask.judging.scan import OUTLIERS, Ranges, Scan, find_ranges, place_at
 from svision_dask.judging.seams import SeamScore
 from svision_dask.metrics import BORDER, WINDOW, check_range, ssim_window
+from svision_dask.omezarr.extras import is_number
+from svision_dask.running.trust_maps import MAPS
 from svision_dask.volume import Box
 
 if TYPE_CHECKING:
@@ -137,6 +139,7 @@ def compare(
         **_fidelity_figures(scan, width, absent),
         **_consistency_figures(scan, width, places[0], absent),
         **_seam_figures(scan, width, absent),
+        **_trust_figures(compared.provenance),
         **fineness.figures(compared, places, absent, beads=beads),
         "histogram": _histogram_figures(scan),
         "places": {"informative": _box(compared, places[0])},
@@ -295,6 +298,17 @@ def _seam(score: SeamScore, compared: Compared, width: float) -> dict[str, Any]:
             "excess": worst.excess,
         },
     }
+
+
+def _trust_figures(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Repeat what the trust maps of AFTER came to, if it was made with them: of all channels and times."""
+    trust = provenance.get("trust")
+    words = trust.get("words") if isinstance(trust, Mapping) else None
+    if not isinstance(trust, Mapping) or not isinstance(words, list):
+        return {}
+    maps = {kind: trust[kind] for kind in MAPS if isinstance(trust.get(kind), Mapping)}
+    numbers = {kind: {k: v for k, v in known.items() if v is None or is_number(v)} for kind, known in maps.items()}
+    return {"trust": {**numbers, "words": [str(each) for each in words]}}
 
 
 def _histogram_figures(scan: Scan) -> dict[str, Any]:

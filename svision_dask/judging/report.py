@@ -15,7 +15,7 @@ import numpy as np
 from svision_dask.geometry import SPATIAL
 from svision_dask.judging.charts import Line, draw_lines, draw_map
 from svision_dask.judging.comparison import Comparison, self_check_gain
-from svision_dask.judging.report_views import chart, edges, unit_of, views
+from svision_dask.judging.report_views import chart, edges, trust_maps, unit_of, views
 
 ROWS = (
     ("psnr", "PSNR", "dB", "psnr"),
@@ -107,6 +107,7 @@ def _body(comparison: Comparison) -> Iterator[str]:
     if comparison.scan.errors is not None:
         yield from views(comparison, "The worst place", comparison.scan.errors.where, "at the largest inconsistency")
         yield from _consistency_map(comparison)
+    yield from trust_maps(comparison)
     yield from _charts(comparison)
     yield from _provenance(comparison)
 

@@ -14,12 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from svision_dask.degradation import CUBIC
+from svision_dask.errors import ImageError
 from svision_dask.geometry import SPATIAL, Shape
 from svision_dask.judging.charts import draw_map
+from svision_dask.judging.compared import Stack
 from svision_dask.judging.comparison import Comparison
 from svision_dask.judging.figure import round_length
 from svision_dask.judging.scan import place_at
 from svision_dask.network.baselines import reduced
+from svision_dask.opening.formats import open_volume
+from svision_dask.running.trust_images import map_place
+from svision_dask.running.trust_maps import CONSISTENCY, SPREAD
+from svision_dask.stores.locations import located
 from svision_dask.volume import Box
 
 Voxels = npt.NDArray[Any]
@@ -131,6 +137,61 @@ def _error_plane(
         f"Consistency error in the plane xy: what AFTER has and BEFORE has not (red), and the reverse (blue); z = "
         f"{compared.before.world(centre)[0]:.4g} {unit}.",
     )
+
+
+def trust_maps(comparison: Comparison) -> Iterator[str]:
+    """Say what the trust maps of AFTER came to, and show both in the plane xy of the informative place."""
+    words = comparison.figures.get("trust", {}).get("words")
+    if not words:
+        return
+    yield "<h2>Trust maps</h2><ul>"
+    yield from (f"<li>{escape(text)}</li>" for text in words)
+    yield "</ul><div class='row'>"
+    compared = comparison.compared
+    yield from _trust_plane(comparison, SPREAD, compared.after, compared.factor)
+    yield from _trust_plane(comparison, CONSISTENCY, compared.before, (1, 1, 1))
+    yield "</div>"
+
+
+def _trust_plane(comparison: Comparison, kind: str, grid: Stack, factor: Shape) -> Iterator[str]:
+    """Show a map, which has the voxels of ``grid``: so many per coarse voxel as ``factor`` says."""
+    found = _map_of(comparison, kind)
+    if found is None or found.shape != grid.shape:
+        yield f"<p>The map of {kind} is not inside AFTER any more.</p>"
+        return
+    box, unit = comparison.informative, unit_of(comparison)
+    z = comparison.figures["profiles"][0]["through"]["z"] * factor[0] + (factor[0] - 1) // 2
+    first, last = ([v * f for v, f in zip(corner, factor[1:], strict=True)] for corner in _corners(box))
+    plane = found.read((z, *first), (z + 1, *last))[0]
+    start = grid.world((z, *first))
+    yield chart(
+        draw_map(
+            plane,
+            extent=edges(start, grid.spacing, plane.shape),
+            x=f"x ({unit})",
+            y=f"y ({unit})",
+            colours=f"{kind} (intensities)",
+        ),
+        f"trust map of {kind} in the plane xy of an informative place",
+        f"The map of {kind} in the plane xy where BEFORE varies most; z = {start[0]:.4g} {unit}.",
+    )
+
+
+def _map_of(comparison: Comparison, kind: str) -> Stack | None:
+    """Open a trust map of AFTER; None where it is not there."""
+    after = comparison.compared.after
+    if len(after.volume.paths) != 1:
+        return None
+    try:
+        volume = open_volume(map_place(located(after.volume.paths[0]), kind))
+    except ImageError:
+        return None
+    return Stack(volume=volume, picked=after.picked) if volume.grid.axes == after.volume.grid.axes else None
+
+
+def _corners(box: Box) -> tuple[Shape, Shape]:
+    """First (y, x) of a box, and one past the last."""
+    return tuple(s.start for s in box[1:]), tuple(s.stop for s in box[1:])
 
 
 def edges(first: Sequence[float], spacing: Sequence[float], shape: Shape) -> tuple[float, float, float, float]:

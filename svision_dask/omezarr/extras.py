@@ -63,6 +63,8 @@ def dropped_attributes(zarr_format: int, attributes: Attributes) -> tuple[str, .
         named += [f"ome.{key}" for key in ome if key not in IMAGE_KEYS]
         named += [key for key in attributes if key in FORMER]
     named += [key for key, value in attributes.items() if key not in REPLACED and not _is_json({key: value})]
+    if _mapping(_mapping(attributes.get("svision_dask")).get("plan")).get("trust") is True:
+        named.append("trust (maps of how the input was made)")
     return tuple(map(whole_text, named))
 
 

@@ -166,10 +166,14 @@ class _Making:
     tally: Tally
 
     def add(self, receipt: Receipt) -> None:
-        """Note that a region is done; one that was made again, because a map of it was not, counts once."""
-        if self.ledger.checksums[receipt.level][receipt.index] == UNDONE:
+        """Note that a region is done, or made again because a map of it was missing.
+
+        Another processor, or smaller tiles, may then have given it other voxels, to rounding; their checksum counts.
+        """
+        known = self.ledger.checksums[receipt.level][receipt.index]
+        if known != receipt.crc32:
             self.ledger.add(receipt)
-            self.tally.show(receipt)
+        self.tally.show(receipt, again=bool(known != UNDONE))
 
 
 @contextmanager
@@ -200,6 +204,8 @@ def _make_regions(image: _Making, maps: Sequence[_Making], cluster: Client) -> N
             making.add(part)
 
     left = np.any([each.ledger.checksums[0] == UNDONE for each in together], axis=0)
+    for each in together:
+        each.tally.reopen(int((left & (each.ledger.checksums[0] != UNDONE)).sum()))
     run_regions(
         cluster,
         task,
@@ -302,7 +308,10 @@ def _make_label(job: Job, cluster: Client) -> None:
 def _is_made(job: Job) -> bool:
     """Whether an image is finished already, and would not become another one."""
     known = read_provenance(job.output) if is_omezarr(job.output) else {}
-    return known.get("state") == "complete" and first_difference(job.record, known.get("record") or {}) is None
+    if known.get("state") != "complete" or first_difference(job.record, known.get("record") or {}) is not None:
+        return False
+    with claim(job.output):  # a run that was stopped just after it was published has left its ledger
+        return True
 
 
 def _begun(

@@ -95,7 +95,8 @@ class Ledger:
     def resume(self, regions: Sequence[int]) -> Iterator[Receipt]:
         """Read the receipts of the runs before; what a crash tore off the last line is cut off the file.
 
-        A line that is no receipt of one of these regions counts for nothing: its region is made once more.
+        A line that is no receipt of one of these regions counts for nothing: its region is made once more. Of a region
+        that was made again there are several lines; the last has the checksum.
         """
         self.checksums = [np.full(count, UNDONE) for count in regions]
         self.run = json.loads(self._record.read_text(encoding="utf-8"))["run"]
@@ -108,9 +109,11 @@ class Ledger:
                     break
                 whole += len(line)
                 receipt = _receipt(line, regions)
-                if receipt is not None and self.checksums[receipt.level][receipt.index] == UNDONE:
+                if receipt is not None:
+                    known = self.checksums[receipt.level][receipt.index]
                     self.checksums[receipt.level][receipt.index] = receipt.crc32
-                    yield receipt
+                    if known == UNDONE:
+                        yield receipt
         os.truncate(self._lines, whole)
 
     def forget(self, receipt: Receipt) -> None:

@@ -21,7 +21,7 @@ from svision_dask.running.enhancement import full_factor
 from svision_dask.running.ledger import Record, claim, first_difference
 from svision_dask.running.output import begun_record, check_apart, check_output, remove_existing
 from svision_dask.running.pipeline import enhance_to_zarr, model_path_beside, plan_volume
-from svision_dask.running.progress import RunProgress
+from svision_dask.running.progress import ClusterState, RunProgress
 from svision_dask.stores.locations import Location, local_path, located
 from svision_dask.volume import Volume
 from svision_dask.wishes import Version, Wishes
@@ -63,6 +63,7 @@ def enhance_fields(
     opening: Mapping[str, Any] | None = None,
     on_field: Callable[[int, int, str], None] | None = None,
     on_progress: Callable[[RunProgress], None] | None = None,
+    on_workers: Callable[[ClusterState], None] | None = None,
 ) -> FieldsReport:
     """Enhance all fields of a plate or well, one after the other; run again, it goes on with those that are missing.
 
@@ -85,8 +86,8 @@ def enhance_fields(
         Options of `formats.open_volume` for every field.
     on_field
         Called before each field with its number from 0, how many there are, and its path.
-    on_progress
-        Called after each region.
+    on_progress, on_workers
+        As `pipeline.enhance_to_zarr`, of the field that is being made.
 
     Raises
     ------
@@ -130,6 +131,7 @@ def enhance_fields(
                     wishes=wishes,
                     client=cluster,
                     on_progress=on_progress,
+                    on_workers=on_workers,
                 )
                 made.append(field)
         _publish(place, target, collection, wishes.version)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 WATCH_SECONDS = 3.0
 """How often to ask a scheduler about its workers, and a second less often for every ``WORKERS_PER_SECOND`` of them."""
 WORKERS_PER_SECOND = 50
+MAP_ITEMSIZE = 4
+"""Bytes of a voxel of a trust map, which is float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class RunProgress:
     read_bytes: int
     """Of voxels, before compression; without reading back."""
     written_bytes: int
-    """Of voxels, before compression."""
+    """Of voxels, before compression; with those of level 0 of trust maps."""
     seconds: float
 
 
@@ -116,7 +118,7 @@ class Tally:
     def __post_init__(self) -> None:
         self.done, self.before = [0] * len(self.cuts), [0] * len(self.cuts)
         self.worker_seconds = [0.0] * len(self.cuts)
-        self.empty = self.retried = self.failed = self.voxels = self.read_bytes = self.level = 0
+        self.empty = self.retried = self.failed = self.voxels = self.map_voxels = self.read_bytes = self.level = 0
         self.started, self.began = time.monotonic(), datetime.now(UTC)
 
     def add(self, receipt: Receipt) -> None:
@@ -124,12 +126,18 @@ class Tally:
         self._count(receipt)
         self.before[receipt.level] += 1
 
-    def show(self, receipt: Receipt) -> None:
-        """Take a region that was made just now into account, and report on it."""
-        self._count(receipt)
+    def reopen(self, regions: int) -> None:
+        """Take back so many regions of level 0 of runs before: they are made again, for something that is missing."""
+        self.done[0] -= regions
+        self.before[0] -= regions
+
+    def show(self, receipt: Receipt, *, again: bool = False) -> None:
+        """Take a region that was made just now into account, and report on it; one made again was counted before."""
+        self._count(receipt, again=again)
         self.level = receipt.level
         self.voxels += receipt.voxels
         self.read_bytes += receipt.read_bytes
+        self.map_voxels += sum(each.voxels for each in receipt.maps)
         self.empty += receipt.empty
         self.retried += bool(receipt.retries or receipt.halvings)
         share = self.shares.setdefault(receipt.worker, _Share())
@@ -155,9 +163,11 @@ class Tally:
             "regions_of_runs_before": sum(self.before),
         }
 
-    def _count(self, receipt: Receipt) -> None:
+    def _count(self, receipt: Receipt, *, again: bool = False) -> None:
         self.done[receipt.level] += 1
         self.worker_seconds[receipt.level] += receipt.seconds
+        if again:
+            return
         self.counted["missing_chunks"] += receipt.missing
         self.counted["empty_regions"] += receipt.empty
         self.counted["smaller_tiles"] += receipt.halvings > 0
@@ -180,7 +190,7 @@ class Tally:
                 failed=self.failed,
                 voxels=self.voxels,
                 read_bytes=self.read_bytes,
-                written_bytes=self.voxels * self.itemsize,
+                written_bytes=self.voxels * self.itemsize + self.map_voxels * MAP_ITEMSIZE,
                 seconds=time.monotonic() - self.started,
             )
         )

@@ -115,7 +115,8 @@ class _Window:
 
     def __init__(self, client: Client, seats: int) -> None:
         self._client, self._seats = client, seats
-        self._known, self._asked = 0, -float(ASK_SECONDS)
+        # Some, even where the cluster does not say: without any, regions would be left out, and nobody told.
+        self._known, self._asked = TASKS_PER_SEAT, -float(ASK_SECONDS)
 
     def tasks(self) -> int:
         """Count the seats that there are, now and then."""

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +27,6 @@ from svision_dask.running.enhancement import cast
 from svision_dask.running.ledger import Receipt
 from svision_dask.running.regions import EnhanceTask, computing, own_level, write_checked
 from svision_dask.volume import mirror, read_mirrored
-
-if TYPE_CHECKING:
-    from svision_dask.volume import Volume
 
 Voxels = npt.NDArray[np.float32]
 
@@ -68,7 +65,16 @@ class TrustTask:
             part = place.regions.at(region.index)
             written = write_checked(own_level(place.output, 0, place.run), part, made[place.kind])
             maps.append(replace(written, halvings=halvings))
-        return replace(receipt, maps=tuple(maps))
+        return replace(receipt, maps=tuple(maps), read_bytes=receipt.read_bytes + self._read_bytes(region))
+
+    def _read_bytes(self, region: Region) -> int:
+        """Count what judging a region reads of the volume, once more and with a margin."""
+        task, plan = self.image, self.image.plan
+        model = load_model_once(task.model_path, task.model_digest)
+        start, count = region_tiles(plan, region, plan.tile)
+        first, last = _around(plan, start, count, plan.tile, _margin(model, plan))
+        inside = (max(0, min(b, n) - max(a, 0)) for a, b, n in zip(first, last, plan.coarse.shape, strict=True))
+        return math.prod(inside) * task.volume.dtype.itemsize
 
     def _made(self, region: Region, tile: Shape, halvings: int = 0) -> tuple[dict[str, npt.NDArray[Any]], int]:
         """Judge a region in tiles of ``tile`` voxels, or in smaller ones if memory runs out."""
@@ -85,10 +91,7 @@ class TrustTask:
         task, plan = self.image, self.image.plan
         model = load_model_once(task.model_path, task.model_digest)
         start, count = region_tiles(plan, region, tile)
-        margin = reduction_margin(model.architecture)
-        spatial = dict(zip(SPATIAL, margin, strict=True))
-        own = tuple(spatial.get(axis, 0) for axis in plan.coarse.axes)
-        read = _read(task.volume, plan, start, count, tile, own)
+        read = read_mirrored(task.volume, *_around(plan, start, count, tile, _margin(model, plan)))
         shape = tuple(b - a for a, b in zip(region.start, region.stop, strict=True))
         with computing:
             found = judge_box(
@@ -264,12 +267,18 @@ def _beyond_faces(fine: npt.NDArray[Any], start: Shape, volume: Shape, factor: S
     return fine
 
 
-def _read(volume: Volume, plan: Plan, start: Shape, count: Shape, tile: Shape, margin: Shape) -> npt.NDArray[Any]:
-    """Read whole tiles with the halo and the margin around them."""
+def _margin(model: Model, plan: Plan) -> Shape:
+    """Coarse voxels beyond the halo that reduction reaches, on the axes of the volume."""
+    spatial = dict(zip(SPATIAL, reduction_margin(model.architecture), strict=True))
+    return tuple(spatial.get(axis, 0) for axis in plan.coarse.axes)
+
+
+def _around(plan: Plan, start: Shape, count: Shape, tile: Shape, margin: Shape) -> tuple[Shape, Shape]:
+    """First coarse voxel, and one past the last, of whole tiles with the halo and the margin around them."""
     beyond = tuple(h + m for h, m in zip(plan.halo, margin, strict=True))
     first = tuple(a - b for a, b in zip(start, beyond, strict=True))
     last = tuple(a + k * t + b for a, k, t, b in zip(start, count, tile, beyond, strict=True))
-    return read_mirrored(volume, first, last)
+    return first, last
 
 
 def _trimmed(voxels: npt.NDArray[Any], margin: Sequence[int]) -> npt.NDArray[Any]:

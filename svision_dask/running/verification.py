@@ -92,6 +92,7 @@ def verify(
         for number, regions in enumerate(cuts):
             task = VerifyTask(volume=open_omezarr(path, level=number), level=number)
             run_regions(cluster, task, regions, on_receipt=on_receipt)
+    assert seen == total, (seen, total)
     return Verification(regions=total, intact=tuple(intact), damaged=tuple(damaged))
 
 
