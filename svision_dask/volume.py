@@ -148,6 +148,19 @@ class Label:
     """Colours and properties of the labels, as OME-Zarr's ``image-label`` has them."""
 
 
+def check_volume(given: object) -> None:
+    """Check that a program gave a volume, and not what one is made of.
+
+    Raises
+    ------
+    UsageError
+        If it did.
+    """
+    if not isinstance(given, Volume):
+        name = type(given).__name__
+        raise UsageError(f"{name} in place of a volume. Make one: open_volume(path), open_volume(array, spacing=0.5).")
+
+
 def split_box(box: Any, shape: Shape) -> tuple[list[Range], tuple[Any, ...]]:
     """Cut ``box`` into the range to read along each axis, and the integers and steps to apply to what was read."""
     box = box if isinstance(box, tuple) else (box,)

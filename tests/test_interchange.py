@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -207,6 +208,11 @@ def test_a_model_comes_from_a_path_or_url_only_as_the_file_it_was_said_to_be(mod
                 load_model(f"{place}#sha256=12")
         with pytest.raises(UsageError, match="needs its hash"):
             load_model(f"{url}/m.safetensors")
+        with zipfile.ZipFile(tmp_path / "m.zip", "w") as packed:
+            packed.write(path, "model.safetensors")
+        for place in (tmp_path / "m.zip", f"{tmp_path}/m.zip#sha256={other}", tmp_path / "m.zip" / "model.safetensors"):
+            with pytest.raises(UsageError, match="model in a zip file"):
+                load_model(place)
         with pytest.raises(ModelError, match="no such model"):
             load_model(f"{url}/none.safetensors#sha256={other}")
         (tmp_path / "large").write_bytes(bytes(2**26 + 1))
