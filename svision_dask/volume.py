@@ -129,7 +129,14 @@ class Volume:
         return len(count(box)) if count is not None else 0
 
     def read(self, box: Box) -> npt.NDArray[Any]:
-        """Read the voxels of ``box`` in one request, in the machine's byte order."""
+        """Read the voxels of ``box`` in one request, in the machine's byte order.
+
+        >>> import numpy as np, svision_dask as sv
+        >>> volume = sv.open_volume(np.arange(12).reshape(3, 4), spacing=0.5)
+        >>> volume.read((slice(0, 2), slice(1, 3)))
+        array([[1, 2],
+               [5, 6]])
+        """
         if self.source is not None:
             block = np.asarray(self.source[box])
         else:

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 import svision_dask as sv
+from svision_dask import geometry
+from svision_dask import volume as volumes
 from svision_dask.errors import ImageError, UsageError
-from svision_dask.opening import in_memory
+from svision_dask.opening import formats, in_memory
 from tests.models import fast
 
 
@@ -127,7 +129,8 @@ def test_what_is_no_volume_yet_is_refused_by_what_makes_one_of_it(call):
         call(np.zeros((8, 8, 8)))
 
 
-def test_its_example_is_true():
-    found = doctest.testmod(in_memory)
+@pytest.mark.parametrize("module", [formats, geometry, in_memory, volumes], ids=lambda module: module.__name__)
+def test_its_examples_are_true(module):
+    found = doctest.testmod(module)
     assert found.attempted
     assert not found.failed
