@@ -32,11 +32,12 @@ def _section(path: Path) -> Iterator[str]:
     found = json.loads(path.read_text(encoding="utf-8"))
     script = f"benchmarks/{'soak/chaos' if path.stem == 'soak' else path.stem}.py"
     written = path.with_suffix(".md")
+    yield f"## {path.stem.capitalize()}"  # what links to the file become links to, whatever its own title is
     if written.exists():
-        title, *body = written.read_text(encoding="utf-8").splitlines()
-        yield from (f"#{title}", *(f"#{line}" if line.startswith("##") else line for line in body))
+        _, *body = written.read_text(encoding="utf-8").splitlines()
+        yield from (f"#{line}" if line.startswith("##") else line for line in body)
     else:
-        yield from (f"## {path.stem.capitalize()}", "", f"Run ``python {script}``.", "")
+        yield from ("", f"Run ``python {script}``.", "")
         yield from _plain({key: value for key, value in found.items() if key != "environment"})
     machine = ", ".join(f"{key} {value}" for key, value in found.get("environment", {}).items())
     yield from ("", f"Measured with: {machine}.", "") if machine else ("",)

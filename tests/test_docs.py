@@ -114,6 +114,13 @@ def test_the_page_of_benchmarks_has_every_result(tmp_path, monkeypatch):
     assert "Measured with: cores 3." in shown
 
 
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_links_to_results_lead_to_a_heading_of_the_page_of_benchmarks(path):
+    linked = set(re.findall(r"\]\([./]*benchmarks/results/(\w+)\.md\)|benchmarks\.md#([\w-]+)\)", text_of(path)))
+    headings = re.findall(r"^##+ (.+)$", figures.tables(), re.MULTILINE)
+    assert {file or anchor for file, anchor in linked} <= {heading.lower().replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("script", ["quality", "speed", "transfer"])
 def test_tables_beside_results_are_made_of_them(script, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
