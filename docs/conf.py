@@ -65,7 +65,13 @@ def api() -> str:
     return "\n".join([*lines, "```"])
 
 
+def made_pages(*_: Any) -> list[str]:
+    """Pages that may be new though their files are not: what is run, the benchmarks, and the docstrings."""
+    return [*executed.RUN, "benchmarks", "reference/api", "reference/cli"]
+
+
 def setup(app: Any) -> None:
     """Connect what is above."""
+    app.connect("env-get-outdated", made_pages)
     app.connect("builder-inited", run_blocks)
     app.connect("source-read", fill_in)
