@@ -32,11 +32,12 @@ def _section(path: Path) -> Iterator[str]:
     found = json.loads(path.read_text(encoding="utf-8"))
     script = f"benchmarks/{'soak/chaos' if path.stem == 'soak' else path.stem}.py"
     written = path.with_suffix(".md")
+    yield f"## {path.stem.capitalize()}"  # what links to the file become links to, whatever its own title is
     if written.exists():
-        title, *body = written.read_text(encoding="utf-8").splitlines()
-        yield from (f"#{title}", *(f"#{line}" if line.startswith("##") else line for line in body))
+        _, *body = written.read_text(encoding="utf-8").splitlines()
+        yield from (f"#{line}" if line.startswith("##") else line for line in body)
     else:
-        yield from (f"## {path.stem.capitalize()}", "", f"Run ``python {script}``.", "")
+        yield from ("", f"Run ``python {script}``.", "")
         yield from _plain({key: value for key, value in found.items() if key != "environment"})
     machine = ", ".join(f"{key} {value}" for key, value in found.get("environment", {}).items())
     yield from ("", f"Measured with: {machine}.", "") if machine else ("",)
@@ -57,10 +58,10 @@ def _plain(found: Any) -> Iterator[str]:
 
 
 def _alike(rows: Any) -> bool:
-    """Whether these are several rows with the same columns."""
+    """Whether these are several rows that have the columns of the first; a later one may have more."""
     if not isinstance(rows, list) or len(rows) < 2 or not all(isinstance(row, Mapping) for row in rows):
         return False
-    return all(row.keys() == rows[0].keys() for row in rows)
+    return all(row.keys() >= rows[0].keys() for row in rows)
 
 
 def _table(rows: Sequence[Found], labels: Sequence[str] | None) -> Iterator[str]:
@@ -75,10 +76,15 @@ def _table(rows: Sequence[Found], labels: Sequence[str] | None) -> Iterator[str]
 
 
 def _flat(found: Found, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """All single values below ``found``, by their path."""
+    """All single values below ``found``, by their path; what was left to its default (null) is left out."""
     for key, value in found.items():
         name = f"{prefix}{key}".replace("_", " ")
-        if isinstance(value, Mapping):
+        if value is None:
+            continue
+        if isinstance(value, Mapping) and value.keys() == {"mean", "lowest", "highest"}:
+            mean, lowest, highest = (_number(value[which]) for which in ("mean", "lowest", "highest"))
+            yield name, f"{mean} ({lowest} to {highest})"
+        elif isinstance(value, Mapping):
             yield from _flat(value, f"{name}, ")
         elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
             for number, item in enumerate(value):

@@ -25,6 +25,8 @@ html_theme = "pydata_sphinx_theme"
 html_title = "svision-dask"
 html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False}
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 myst_heading_anchors = 3
 myst_enable_extensions = ["deflist"]
 autodoc_typehints = "signature"
@@ -63,7 +65,13 @@ def api() -> str:
     return "\n".join([*lines, "```"])
 
 
+def made_pages(*_: Any) -> list[str]:
+    """Pages that may be new though their files are not: what is run, the benchmarks, and the docstrings."""
+    return [*executed.RUN, "benchmarks", "reference/api", "reference/cli"]
+
+
 def setup(app: Any) -> None:
     """Connect what is above."""
+    app.connect("env-get-outdated", made_pages)
     app.connect("builder-inited", run_blocks)
     app.connect("source-read", fill_in)

@@ -57,6 +57,10 @@ class Grid:
 
         Where voxels are means over their area, their edges stay put, so the first centre moves towards the edge by
         ``spacing·(f − 1)/(2f)``. Where they are points, the first centre stays put.
+
+        >>> grid = Grid(axes="yx", shape=(4, 8), spacing=(1.0, 0.5), origin=(0.0, 0.0), units=("micrometer",) * 2)
+        >>> grid.finer((2, 1)).shape, grid.finer((2, 1)).spacing, grid.finer((2, 1)).origin
+        ((8, 8), (0.5, 0.5), (-0.25, 0.0))
         """
         shift = [(f - 1) / (2 * f) if sampling == "area" else 0.0 for f in factor]
         return replace(
@@ -76,7 +80,11 @@ class Grid:
         )
 
     def world(self, index: Sequence[float]) -> Vector:
-        """World position of a voxel index; fractions allowed, 0 is the centre of the first voxel."""
+        """World position of a voxel index; fractions allowed, 0 is the centre of the first voxel.
+
+        >>> Grid(axes="yx", shape=(4, 8), spacing=(1.0, 0.5), origin=(10.0, 0.0), units=(None, None)).world((2, 3))
+        (12.0, 1.5)
+        """
         return tuple(o + s * i for o, s, i in zip(self.origin, self.spacing, index, strict=True))
 
 

@@ -129,7 +129,14 @@ class Volume:
         return len(count(box)) if count is not None else 0
 
     def read(self, box: Box) -> npt.NDArray[Any]:
-        """Read the voxels of ``box`` in one request, in the machine's byte order."""
+        """Read the voxels of ``box`` in one request, in the machine's byte order.
+
+        >>> import numpy as np, svision_dask as sv
+        >>> volume = sv.open_volume(np.arange(12).reshape(3, 4), spacing=0.5)
+        >>> volume.read((slice(0, 2), slice(1, 3)))
+        array([[1, 2],
+               [5, 6]])
+        """
         if self.source is not None:
             block = np.asarray(self.source[box])
         else:
@@ -146,6 +153,19 @@ class Label:
     volume: Volume
     described: Mapping[str, Any] = field(default_factory=dict)
     """Colours and properties of the labels, as OME-Zarr's ``image-label`` has them."""
+
+
+def check_volume(given: object) -> None:
+    """Check that a program gave a volume, and not what one is made of.
+
+    Raises
+    ------
+    UsageError
+        If it did.
+    """
+    if not isinstance(given, Volume):
+        name = type(given).__name__
+        raise UsageError(f"{name} in place of a volume. Make one: open_volume(path), open_volume(array, spacing=0.5).")
 
 
 def split_box(box: Any, shape: Shape) -> tuple[list[Range], tuple[Any, ...]]:

@@ -106,12 +106,23 @@ def test_the_figures_of_the_readme_are_those_of_the_benchmarks():
 
 def test_the_page_of_benchmarks_has_every_result(tmp_path, monkeypatch):
     rows = {"volume a": {"psnr": 31.25, "tile": [64, 32]}, "volume b": {"psnr": 7.5, "tile": [1, 2]}}
-    (tmp_path / "newest.json").write_text(json.dumps({"environment": {"cores": 3}, "rows": rows, "other": 5.125}))
+    found = {"environment": {"cores": 3}, "rows": rows, "other": 5.125, "unset": None}
+    found["seeds"] = {"mean": 2.0, "lowest": 1.5, "highest": 2.5}
+    (tmp_path / "newest.json").write_text(json.dumps(found))
     monkeypatch.setattr(figures, "RESULTS", tmp_path)
     shown = figures.tables()
     assert "| volume a | 31.25 | 64×32 |" in shown
     assert "| other | 5.125 |" in shown
+    assert "| seeds | 2 (1.5 to 2.5) |" in shown
+    assert "unset" not in shown
     assert "Measured with: cores 3." in shown
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_links_to_results_lead_to_a_heading_of_the_page_of_benchmarks(path):
+    linked = set(re.findall(r"\]\([./]*benchmarks/results/(\w+)\.md\)|benchmarks\.md#([\w-]+)\)", text_of(path)))
+    headings = re.findall(r"^##+ (.+)$", figures.tables(), re.MULTILINE)
+    assert {file or anchor for file, anchor in linked} <= {heading.lower().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("script", ["quality", "speed", "transfer"])

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 import svision_dask as sv
+from svision_dask import geometry
+from svision_dask import volume as volumes
 from svision_dask.errors import ImageError, UsageError
-from svision_dask.opening import in_memory
+from svision_dask.opening import formats, in_memory
 from tests.models import fast
 
 
@@ -87,6 +89,8 @@ def test_dimensions_and_coordinates_say_axes_spacing_origin_unit_and_channels():
         (labelled(np.zeros((3, 3)), "yx", y=[2, 1, 0], x=[0, 1, 2]), {}, ImageError, "rise evenly"),
         (labelled(np.zeros((3, 3)), "yw"), {"spacing": 1}, UsageError, "Rename"),
         (labelled(np.zeros((3, 3)), "yx"), {"spacing": 1, "axes": "yx"}, UsageError, "Leave them out"),
+        ([[1, 2], [3, 4]], {"spacing": 1}, UsageError, "list: allowed"),
+        (None, {}, UsageError, "NoneType: allowed"),
     ],
 )
 def test_what_leaves_the_geometry_open_is_refused_in_one_line(array, options, error, said):
@@ -95,7 +99,38 @@ def test_what_leaves_the_geometry_open_is_refused_in_one_line(array, options, er
     assert "\n" not in str(caught.value)
 
 
-def test_its_example_is_true():
-    found = doctest.testmod(in_memory)
+class Stored:
+    """As an array of zarr or h5py: sliced like numpy's, and read only where it is sliced."""
+
+    def __init__(self, held):
+        self.held, self.read = held, []
+        self.shape, self.dtype, self.ndim = held.shape, held.dtype, held.ndim
+
+    def __getitem__(self, box):
+        part = self.held[box]
+        self.read += [box] * bool(part.size)  # dask asks for no voxels at all, to see what it gets
+        return part
+
+    def __array__(self, *_args, **_options):
+        raise AssertionError("read as a whole")
+
+
+def test_an_array_on_a_disk_is_not_read_before_it_is_needed():
+    stored = Stored(np.arange(4 * 6 * 8).reshape(4, 6, 8))
+    volume = sv.open_volume(stored, spacing=1)
+    assert not stored.read
+    np.testing.assert_array_equal(volume.read((slice(1, 2), slice(0, 6), slice(3, 5))), stored.held[1:2, :, 3:5])
+    assert stored.read == [(slice(1, 2), slice(0, 6), slice(3, 5))]
+
+
+@pytest.mark.parametrize("call", [sv.train, lambda array: sv.enhance(array, fast((2, 2, 2)))], ids=["train", "enhance"])
+def test_what_is_no_volume_yet_is_refused_by_what_makes_one_of_it(call):
+    with pytest.raises(UsageError, match=r"ndarray in place of a volume. Make one: open_volume\(path\)"):
+        call(np.zeros((8, 8, 8)))
+
+
+@pytest.mark.parametrize("module", [formats, geometry, in_memory, volumes], ids=lambda module: module.__name__)
+def test_its_examples_are_true(module):
+    found = doctest.testmod(module)
     assert found.attempted
     assert not found.failed

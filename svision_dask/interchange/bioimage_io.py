@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -196,11 +197,11 @@ def _times(about: dict[str, Any]) -> str:
 
 
 def _readme(about: dict[str, Any]) -> str:
-    checked = about.get("self_check")
+    checked: Any = about.get("self_check")
     gain = "nothing that is known"
-    if checked:
-        gain = f"{checked['psnr'] - checked['cubic_psnr']:+.2f} dB over cubic interpolation"
-        gain += f", {checked['psnr'] - checked['cubic_bp_psnr']:+.2f} dB over cubic with back projection"
+    with suppress(KeyError, TypeError):  # a model that comes from elsewhere may say anything
+        above = [checked["psnr"] - checked[name] for name in ("cubic_psnr", "cubic_bp_psnr")]
+        gain = "{:+.2f} dB over cubic interpolation, {:+.2f} dB over cubic with back projection".format(*above)
     return README.format(
         name=_name(about),
         axes=about["axes"][2:],

@@ -23,7 +23,7 @@ from svision_dask.geometry import Shape
 from svision_dask.network.architecture import Architecture
 from svision_dask.network.stage import Stage, trim
 from svision_dask.notebook import html_table, per_axis
-from svision_dask.stores.locations import Location, Remote, located
+from svision_dask.stores.locations import Location, Remote, Zipped, located
 
 FORMAT = 3
 """Version of the file's layout; raised when an older reader would misread a newer file."""
@@ -226,10 +226,12 @@ def load_model(place: str | Path) -> Model:
     ModelError
         If the file is missing, too large or another one, is not a model, is damaged, or was made by a newer version.
     UsageError
-        If what follows is no hash, or a URL has none.
+        If what follows is no hash, a URL has none, or it is in a zip file.
     """
     name, marked, wanted = str(place).partition(HASHED)
     found = located(name)
+    if isinstance(found, Zipped):
+        raise UsageError(f"{name}: a model in a zip file. Unpack it, and give its model.safetensors.")
     if marked and not (len(wanted) == 64 and set(wanted.lower()) <= set("0123456789abcdef")):
         raise UsageError(f"{name}: the hash after {HASHED} has 64 digits, 0-9 and a-f. Give what sha256sum prints.")
     if isinstance(found, Remote) and not marked:
@@ -253,7 +255,8 @@ def _content_of(found: Location) -> bytes:
         here = found.stat().st_size if isinstance(found, Path) and found.is_file() else None
         size = found.size() if isinstance(found, Remote) else here
         if size is None:
-            raise ModelError(f"{found}: no such model file. Make one with svision-dask train.")
+            unsaid = ", or the server does not say its size" if isinstance(found, Remote) else ""
+            raise ModelError(f"{found}: no such model file{unsaid}. Make one with svision-dask train.")
         if size > MAX_BYTES:
             raise ModelError(f"{found}: {size} bytes; a model has at most {MAX_BYTES}. Is it another file?")
         return found.read_part(0, size) if isinstance(found, Remote) else found.read_bytes()

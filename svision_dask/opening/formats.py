@@ -180,6 +180,14 @@ def stack_channels(volumes: Sequence[Volume]) -> Volume:
         If there are no volumes.
     ImageError
         If a volume has a channel axis, or two differ in axes, shape, voxel type, spacing, units or origin.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> plane = open_volume(np.zeros((4, 8)), spacing=0.5)
+    >>> both = stack_channels([plane, plane])
+    >>> both.grid.axes, both.grid.shape
+    ('cyx', (2, 4, 8))
     """
     if not volumes:
         raise UsageError("no volumes to put together; give at least one.")

@@ -27,7 +27,8 @@ def open_array(array: Any, *, axes: str | None = None, spacing: Any = None, unit
     Parameters
     ----------
     array
-        numpy or dask; or xarray's DataArray, with dimensions among t, c, z, y and x in any order.
+        numpy, dask, or what is sliced as numpy is, such as an array of zarr or h5py, which is not read as a whole; or
+        xarray's DataArray, with dimensions among t, c, z, y and x in any order.
     axes
         Of each dimension; by default ``"yx"`` or ``"zyx"`` for two or three. DataArrays say so themselves.
     spacing
@@ -46,7 +47,7 @@ def open_array(array: Any, *, axes: str | None = None, spacing: Any = None, unit
     ImageError
         If the voxels are no numbers, or coordinates are not evenly spaced.
     UsageError
-        If axes or spacing are missing, doubled or not allowed.
+        If it is no array, or axes or spacing are missing, doubled or not allowed.
 
     Examples
     --------
@@ -64,13 +65,16 @@ def open_array(array: Any, *, axes: str | None = None, spacing: Any = None, unit
         array = array.transpose(*sorted(array.dims, key=lambda dim: AXES.index(str(dim).lower())))
         axes = "".join(str(dim).lower() for dim in array.dims)
     data = array.data if named else array
-    axes = check_axes(axes or {2: "yx", 3: "zyx"}.get(np.ndim(data), ""))
-    if len(axes) != np.ndim(data):
-        raise UsageError(f"axes {axes!r} for an array of {np.ndim(data)} dimensions. Name each of them.")
-    if np.dtype(data.dtype).kind not in "biuf" or 0 in data.shape:
+    if not isinstance(getattr(data, "dtype", None), np.dtype) or not hasattr(data, "shape"):
+        raise UsageError(f"{type(array).__name__}: allowed are a path, and arrays of numpy, dask or xarray. Give one.")
+    axes = check_axes(axes or {2: "yx", 3: "zyx"}.get(len(data.shape), ""))
+    if len(axes) != len(data.shape):
+        raise UsageError(f"axes {axes!r} for an array of {len(data.shape)} dimensions. Name each of them.")
+    if data.dtype.kind not in "biuf" or 0 in data.shape:
         raise ImageError(f"array of {data.shape}, {data.dtype}: allowed are numbers, at least one along each axis.")
     coordinates = [_coordinates(array, number) if named else None for number in range(len(axes))]
-    voxels = data if isinstance(data, da.Array) else da.from_array(np.asarray(data))  # type: ignore[no-untyped-call]
+    # Without a name, dask would read all of it to make one.
+    voxels = data if isinstance(data, da.Array) else da.from_array(data, name=False)  # type: ignore[no-untyped-call]
     return Volume(
         voxels=voxels,
         grid=Grid(
@@ -96,7 +100,9 @@ def _spacing(axes: str, given: Any, found: list[float | None]) -> Vector:
         chosen = {axis: value for axis, value in zip(axes, found, strict=True) if value is not None}
     missing = [axis for axis in axes if axis in SPATIAL and axis not in chosen]
     if missing:
-        raise UsageError(f"spacing of {','.join(missing)}: the array does not say. Give it, such as spacing=0.5.")
+        raise UsageError(
+            f"spacing of {','.join(missing)}: the array does not say. Give it: open_volume(array, spacing=0.5)."
+        )
     wrong = [f"{axis}={value}" for axis, value in chosen.items() if not (math.isfinite(value) and value > 0)]
     if wrong:
         raise UsageError(f"spacing {','.join(wrong)}: allowed are numbers above 0. Give what the microscope says.")

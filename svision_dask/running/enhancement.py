@@ -17,7 +17,7 @@ from svision_dask.errors import ImageError, ModelError, PlanError
 from svision_dask.geometry import SPATIAL, Shape, spatial_shape
 from svision_dask.network.model import Model
 from svision_dask.plan import largest_tile, tile_chunks
-from svision_dask.volume import Volume, mirror
+from svision_dask.volume import Volume, check_volume, mirror
 
 TILE_BYTES = 2**30
 """Memory that one forward pass may take where nobody planned it."""
@@ -38,7 +38,8 @@ def enhance(volume: Volume, model: Model, *, tile: Mapping[str, int] | None = No
     Parameters
     ----------
     volume
-        The coarse volume; channels and time points are enhanced one by one.
+        The coarse volume, as `open_volume` makes it of a file or an array; channels and time points are enhanced one by
+        one.
     model
         Trained on this volume, or on one like it.
     tile
@@ -55,11 +56,14 @@ def enhance(volume: Volume, model: Model, *, tile: Mapping[str, int] | None = No
 
     Raises
     ------
+    UsageError
+        If this is no volume.
     ModelError
         If the model is for other axes or another number of channels.
     PlanError
         If a tile is shorter than its halo, or there are too many tiles for one graph.
     """
+    check_volume(volume)
     axes = volume.grid.axes
     check_model(model, volume)
     size = _full(axes, _default_tile(model, volume) | dict(tile or {}))

@@ -31,7 +31,7 @@ from svision_dask.training.psf import Psf, degradation_of, find_psf
 from svision_dask.training.sample import Sample, read_sample
 from svision_dask.training.self_check import self_check
 from svision_dask.training.zoom import around, matched_zoom, psf_zoom
-from svision_dask.volume import Volume, middle, mirror_pad
+from svision_dask.volume import Volume, check_volume, middle, mirror_pad
 
 TOLERANCE = 1e-4
 """Where the kernel of repeated back projection is cut, as a share of the range."""
@@ -79,7 +79,7 @@ def train(
     Parameters
     ----------
     volume
-        The coarse volume.
+        The coarse volume, as `open_volume` makes it of a file or an array.
     factor
         1, 2 or 4: for every spatial axis, one each in order, or by name.
     preset
@@ -118,11 +118,13 @@ def train(
     Raises
     ------
     UsageError
-        If the factor, the preset, the sample, the seed, the number of steps, or the PSF is not allowed.
+        If this is no volume, or the factor, the preset, the sample, the seed, the number of steps, or the PSF is not
+        allowed.
     SampleError
         If there is nothing to learn from in the sample.
     """
     started = time.monotonic()
+    check_volume(volume)
     if steps is not None and steps < 1:
         raise UsageError(f"{steps} steps: training needs at least 1. Use --steps {SETTINGS['fast'].steps}.")
     if seed < 0:
