@@ -20,6 +20,8 @@ Values = npt.NDArray[Any] | Sequence[float]
 
 INK = "#010203"
 """Drawn in by matplotlib, and then replaced by the colour of the page's text."""
+SEEN = 99.9
+"""Percentile of a map at which its colours end; what is beyond has the last one, and the scale an arrow."""
 COLOURS = {"before": "#8a8f98", "cubic": "#d98200", "after": "#2f8ded", "reference": "#1f9e77"}
 """Told apart by the colour-blind, on light ground and on dark (after Okabe, Ito 2008)."""
 STYLES = {"before": "-", "cubic": ":", "after": "-", "reference": "--"}
@@ -133,7 +135,9 @@ def _drawn_map(
     mark: tuple[float, float] | None,
 ) -> str:
     figure, axes = _figure(MAP_SIZE)
-    most = float(np.abs(values).max()) or 1.0
+    size = np.abs(values)
+    most = float(np.percentile(size, SEEN)) or float(size.max()) or 1.0  # one hot pixel must not make all others black
+    beyond = float(size.max()) > most
     shown = axes.imshow(
         values,
         extent=extent,
@@ -146,7 +150,8 @@ def _drawn_map(
         axes.plot(*mark, marker="o", markersize=14, markerfacecolor="none", markeredgecolor="#2fd9ed", linewidth=0)
     axes.set_xlabel(_words(x))
     axes.set_ylabel(_words(y))
-    figure.colorbar(shown, label=_words(colours), shrink=0.85)
+    extend = "neither" if not beyond else "both" if signed else "max"
+    figure.colorbar(shown, label=_words(colours), shrink=0.85, extend=extend)
     return _svg(figure)
 
 
@@ -181,7 +186,9 @@ def _figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
 def _svg(figure: Figure) -> str:
     """Write a figure without what differs from run to run, and without what only a file of its own needs."""
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    figure.savefig(
+        stream, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None, "Creator": None}
+    )
     text = stream.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
