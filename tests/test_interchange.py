@@ -15,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from svision_dask.backend import compute_exactly
 from svision_dask.commands.cli import main
 from svision_dask.errors import ModelError, OutputError, UsageError
 from svision_dask.interchange.export import export_model
@@ -160,6 +161,18 @@ def test_a_torch_program_runs_without_us(model, coarse, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")  # bioimageio.core's own
+def test_exporting_leaves_torch_as_it_was(model, tmp_path):
+    conv = torch.backends.cudnn.conv
+    before = conv.fp32_precision
+    compute_exactly()  # as after training on a GPU, of which torch's exporter makes an error that leaves oneDNN off
+    try:
+        export_model(model, tmp_path / "exact.pt2")
+        assert torch.backends.mkldnn.enabled
+        assert conv.fp32_precision == "ieee"
+    finally:
+        conv.fp32_precision = before
+
+
 def test_a_bioimageio_package_passes_its_test_and_is_tiled_without_seams(model, coarse, tmp_path):
     core = pytest.importorskip("bioimageio.core", reason="needs svision-dask[zoo]")
     path = export_model(model, tmp_path / "model.zip", authors=["A. Person"], licence="CC-BY-4.0")

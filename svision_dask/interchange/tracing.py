@@ -75,8 +75,25 @@ def _quietly() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _own_kernels_afterwards():
             warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _own_kernels_afterwards() -> Iterator[None]:
+    """Take care of the settings that torch's exporter switches off, and leaves off where it fails in between.
+
+    Without oneDNN, every convolution that follows in this process takes thirty times as long. What `compute_exactly`
+    has set is what makes it fail: it asks for one setting of all operators, by the name that it had before.
+    """
+    cudnn: Any = torch.backends.cudnn
+    enabled, exactly = torch.backends.mkldnn.enabled, cudnn.conv.fp32_precision
+    cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision
+    try:
+        yield
+    finally:
+        cudnn.conv.fp32_precision = exactly
+        torch.backends.mkldnn.enabled = enabled
