@@ -238,7 +238,7 @@ def test_back_projection_is_believed_where_there_is_no_noise_and_not_where_there
     volumes = (as_volume(phantom, what, factor=2) for what in ("expected", "measured"))
     clean, noisy = (train(volume, preset="best", steps=80) for volume in volumes)
     assert clean.stages[0].damping > 0.3
-    assert noisy.stages[0].damping < 0.1
+    assert noisy.stages[0].damping < 0.2
 
 
 @pytest.mark.parametrize("kind", ["box", "point"])

@@ -131,7 +131,9 @@ class Model:
             voxels = (voxels - constants.offset) / constants.scale
             for stage in self._stages_on(backend):
                 voxels = stage(voxels, one_pass=one_pass)
-            voxels = trim(voxels, self.spare).mul_(constants.scale).add_(constants.offset)
+            # Not ``self.spare``: one pass of an axial stage leaves more.
+            spare = tuple((n - f * b) // 2 for n, f, b in zip(voxels.shape[2:], self.factor, box, strict=True))
+            voxels = trim(voxels, spare).mul_(constants.scale).add_(constants.offset)
             return np.ascontiguousarray(voxels[0, 0].cpu().numpy())
 
     def _stages_on(self, backend: Backend) -> tuple[Stage, ...]:
