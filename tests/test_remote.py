@@ -78,7 +78,7 @@ def bucket(s3, monkeypatch):
     """An object store that works, and short pauses."""
     if s3[0] is None:
         pytest.skip("no moto_server; set SVISION_MOTO")
-    monkeypatch.setattr(regions, "PAUSES", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(scheduling, "PAUSES", (0.01, 0.01, 0.01))
     monkeypatch.setattr(transfer, "PAUSES", (0.01, 0.01))
     s3[1].clear()
     yield s3
@@ -110,7 +110,7 @@ def web(folder):
 @pytest.fixture
 def http(web, monkeypatch):
     """A server that works, and short pauses."""
-    monkeypatch.setattr(regions, "PAUSES", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(scheduling, "PAUSES", (0.01, 0.01, 0.01))
     monkeypatch.setattr(transfer, "PAUSES", (0.01, 0.01))
     web[1].clear()
     yield web
