@@ -208,6 +208,7 @@ def test_series_of_bioformats2raw_are_those_it_lists_or_consecutive_numbers(tmp_
         ([{"path": "/etc"}], "must lead down from the image"),
         ([{"path": 3}], "wells must be a list of objects with a path"),
         ("A/1", "wells must be a list of objects with a path"),
+        (True, "wells must be a list of objects with a path"),
         ([], "names no images"),
     ],
 )

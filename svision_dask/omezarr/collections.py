@@ -94,8 +94,9 @@ def _ome(path: Location) -> Attributes:
 def _entries(path: Location, holder: Any, key: str) -> list[str]:
     """Take the paths out of a list of objects."""
     entries = holder.get(key) if isinstance(holder, dict) else None
-    paths = [entry.get("path") if isinstance(entry, dict) else None for entry in entries or ()]
-    if not isinstance(entries, list) or not all(isinstance(each, str) for each in paths):
+    entries = entries if isinstance(entries, list) else [entries]  # which has no path
+    paths = [entry.get("path") if isinstance(entry, dict) else None for entry in entries]
+    if not all(isinstance(each, str) for each in paths):
         raise ImageError(f"{path}: {key} must be a list of objects with a path. Repair the metadata.")
     return [str(each) for each in paths]
 
