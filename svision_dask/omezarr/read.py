@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from svision_dask.errors import ImageError
+from svision_dask.errors import ImageError, SvisionError
 from svision_dask.geometry import Grid, Shape
 from svision_dask.omezarr.metadata import (
     Metadata,
@@ -102,7 +102,9 @@ class StoredArray:
         Raises
         ------
         ImageError
-            If a chunk, or a shard, is not there.
+            If a chunk, or a shard, is not there, or cannot be decoded.
+        OSError
+            If the disk or the server fails, which may pass.
         """
         # A store at a URL says itself what is not there, as it is read.
         remote = isinstance(self.array.store_path.store, RemoteStore)
@@ -113,26 +115,55 @@ class StoredArray:
             return self.array[box]
         except MissingChunkError as error:
             raise self._is_missing(error.key) from error
+        except Exception as error:  # zarr and its codecs raise nearly anything on damaged bytes
+            if not _is_damage(error):
+                raise
+            raise ImageError(
+                f"{self._where}: chunk {self._damaged(box)} cannot be decoded: {first_problem(error).rstrip('.')}. "
+                "It is damaged: copy it again, or write the image anew."
+            ) from error
+
+    @property
+    def _where(self) -> object:
+        folder = folder_of(self.array)
+        return self.array.store_path if isinstance(folder, Path) else folder
 
     def _is_missing(self, keys: str) -> ImageError:
-        where = self.array.store_path if isinstance(folder_of(self.array), Path) else folder_of(self.array)
         return ImageError(
-            f"{where}: chunk {keys} is missing. Is the copy complete? "
+            f"{self._where}: chunk {keys} is missing. Is the copy complete? "
             "If whoever wrote it left out empty chunks, use --missing empty."
         )
 
-    def absent(self, box: Any) -> list[str]:
-        """List the keys of the chunks, or shards, that ``box`` touches and that are not there."""
+    def _damaged(self, box: Any) -> str:
+        """Find the first chunk, or shard, that cannot be decoded; zarr does not say."""
+        unit = self.array.shards or self.array.chunks
+        for place in self._touched(box):
+            try:
+                self.array[tuple(slice(n * u, (n + 1) * u) for n, u in zip(place, unit, strict=True))]
+            except Exception:
+                return self.array.metadata.encode_chunk_key(place)
+        return f"of {box}"
+
+    def _touched(self, box: Any) -> Iterator[Shape]:
+        """Places of the chunks, or shards, that ``box`` touches."""
         unit = self.array.shards or self.array.chunks
         ranges, _ = split_box(box, self.shape)
-        touched = (range(a // u, -(-b // u)) for (a, b), u in zip(ranges, unit, strict=True))
-        keys = (self.array.metadata.encode_chunk_key(place) for place in product(*touched))
+        return product(*(range(a // u, -(-b // u)) for (a, b), u in zip(ranges, unit, strict=True)))
+
+    def absent(self, box: Any) -> list[str]:
+        """List the keys of the chunks, or shards, that ``box`` touches and that are not there."""
+        keys = map(self.array.metadata.encode_chunk_key, self._touched(box))
         folder = folder_of(self.array)
         return (
             folder.absent(keys)
             if isinstance(folder, Remote)
             else [key for key in keys if not _has_content(folder / key)]
         )
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether what was read is wrong, and not how it was read: errors of disks and servers have a number."""
+    return not isinstance(error, SvisionError | MemoryError) and not (isinstance(error, OSError) and error.errno)
 
 
 def _has_content(file: Path) -> bool:
