@@ -8,7 +8,7 @@ import ome_zarr_models
 import pytest
 import zarr
 
-from svision_dask.errors import ImageError, OutputError, RegionError, UsageError
+from svision_dask.errors import ImageError, OutputError, UsageError
 from svision_dask.omezarr.read import list_levels, read_provenance
 from svision_dask.opening.formats import open_volume, stack_channels
 from svision_dask.running.cluster import local_client
@@ -160,7 +160,7 @@ def test_a_region_that_fails_leaves_a_store_that_is_not_published(client, tmp_pa
     values[12, 36, 40] = np.nan
     path = tmp_path / "fine.ome.zarr"
     wishes = LAYOUTS["one shard per region"]
-    with pytest.raises(RegionError, match=r"region \d+ at \(\d+, \d+, \d+\): ImageError: .*NaN or infinite"):
+    with pytest.raises(ImageError, match=r"region \d+ at \(\d+, \d+, \d+\): ImageError: .*NaN or infinite"):
         enhance_to_zarr(volume_of(values, "zyx"), path, model=tiny((2, 2, 2)), wishes=wishes, client=client)
     with pytest.raises(ImageError, match="unfinished"):
         open_volume(path)

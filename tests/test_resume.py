@@ -387,7 +387,7 @@ def test_a_missing_chunk_is_an_error_that_names_it_or_empty_and_counted(model, c
         client=client,
     )
     (coarse / "0" / "c" / "1" / "2" / "3").unlink()
-    with pytest.raises(RegionError, match=r"chunk c/1/2/3 is missing\. .* use --missing empty"):
+    with pytest.raises(ImageError, match=r"chunk c/1/2/3 is missing\. .* use --missing empty"):
         copy_to_zarr(open_volume(coarse), output, client=client)
     with pytest.raises(OutputError, match="its input was"):
         copy_to_zarr(open_volume(coarse, missing="empty"), output, client=client)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from fsspec.asyn import sync
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +23,8 @@ from svision_dask.judging.checking import check
 from svision_dask.omezarr.extras import carried_attributes, read_shown
 from svision_dask.omezarr.metadata import folder_inside
 from svision_dask.opening.formats import open_volume
+from svision_dask.stores import transfer
+from tests.servers import serve_folder
 from tests.test_labels import ORIGIN, SPACING, label_voxels, multiscale, write_image
 from tests.test_omezarr import JSON, places
 from tests.test_selection import write_plate
@@ -102,12 +105,30 @@ def test_a_hundred_million_declared_chunks_take_no_memory_or_are_refused(tmp_pat
     assert size - bare < 100e6
 
 
-def test_metadata_too_large_to_be_any_are_not_read(tmp_path):
+@pytest.mark.parametrize("place", ["zarr.json", "0/zarr.json"])
+def test_metadata_too_large_to_be_any_are_not_read(tmp_path, place):
     path = declared(tmp_path / "a.zarr", (4, 4, 4), (4, 4, 4))
-    with (path / "zarr.json").open("r+b") as file:
+    with (path / place).open("r+b") as file:
         file.truncate(2**36)  # takes no space on the disk
     with pytest.raises(ImageError, match="68719476736 bytes of metadata"):
         open_volume(path)
+
+
+@pytest.mark.parametrize("place", ["zarr.json", "0/zarr.json"])
+@pytest.mark.parametrize("without_parts", [False, True])
+def test_metadata_at_a_url_that_are_too_large_to_be_any_are_not_read(tmp_path, place, without_parts, monkeypatch):
+    monkeypatch.setattr(transfer, "METADATA_BYTES", 5000)
+    path = declared(tmp_path / "a.zarr", (4, 4, 4), (4, 4, 4))
+    zarr.open_group(path)["0"][...] = 7
+    with serve_folder(tmp_path) as (url, faults):
+        faults.without_parts = without_parts
+        assert (open_volume(f"{url}/a.zarr").read((slice(0, 4),) * 3) == 7).all()
+        with (path / place).open("r+b") as file:
+            file.truncate(2**25)
+        fs, _ = transfer.file_system(url, asynchronous=False)
+        assert len(sync(fs.loop, transfer._first_bytes, fs, f"{url}/a.zarr/{place}", 5001)) == 5001
+        with pytest.raises(ImageError, match=rf"{place}: more than 5000 bytes of metadata"):
+            open_volume(f"{url}/a.zarr")
 
 
 def test_metadata_nested_too_deep_are_refused_in_one_line(tmp_path):
@@ -143,9 +164,13 @@ def test_a_zip_that_cannot_be_unpacked_is_refused_in_one_line(tmp_path, start, c
         open_volume(tmp_path / "a.zip")
 
 
-def test_an_entry_of_a_zip_that_is_too_large_for_metadata_is_not_unpacked(tmp_path):
+@pytest.mark.parametrize("place", ["zarr.json", "0/zarr.json"])
+def test_an_entry_of_a_zip_that_is_too_large_for_metadata_is_not_unpacked(tmp_path, place):
+    path = declared(tmp_path / "a.zarr", (4, 4, 4), (4, 4, 4))
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as held:
-        held.writestr("zarr.json", bytes(2**26 + 1))
+        for name in {"zarr.json", "0/zarr.json"} - {place}:
+            held.write(path / name, name)
+        held.writestr(place, bytes(2**26 + 1))
     with pytest.raises(ImageError, match="67108865 bytes of metadata"):
         open_volume(tmp_path / "a.zip")
 
@@ -193,6 +218,36 @@ def test_links_that_lead_out_of_the_image_are_not_followed(tmp_path):
     (plate / "B" / "2").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ImageError, match="behind a symbolic link"):
         open_volume(plate, series=0)
+
+
+@pytest.fixture
+def linked(tmp_path) -> Path:
+    """An image whose voxels may be linked to; they are of the type and size that theirs are."""
+    for name in ("image", "secret"):
+        path = declared(tmp_path / f"{name}.zarr", (4, 4, 4), (2, 4, 4))
+        zarr.open_group(path)["0"][...] = 42 if name == "secret" else 7
+    return tmp_path / "image.zarr"
+
+
+@pytest.mark.parametrize("place", ["0/c", "0/c/1/0", "0/c/0/0/0", "0/zarr.json", "zarr.json", "0"])
+@pytest.mark.parametrize("missing", ["error", "empty"])
+def test_links_inside_an_array_that_lead_out_of_the_image_are_refused(linked, place, missing):
+    target = linked.with_name("secret.zarr") / place
+    (linked / place).rename(linked.with_name("own"))
+    (linked / place).symlink_to(target)
+    with pytest.raises(ImageError, match=r"image\.zarr.* behind a symbolic link\. Copy") as caught:
+        open_volume(linked, missing=missing).read((slice(0, 4),) * 3)
+    assert "\n" not in str(caught.value)
+
+
+def test_links_that_stay_in_the_image_and_a_link_to_the_image_are_followed(linked):
+    for place in ("0/c/1", "0/zarr.json"):
+        inside = linked / "kept" / place
+        inside.parent.mkdir(parents=True, exist_ok=True)
+        (linked / place).rename(inside)
+        (linked / place).symlink_to(inside)
+    linked.with_name("link.zarr").symlink_to(linked)
+    assert (open_volume(linked.with_name("link.zarr")).read((slice(0, 4),) * 3) == 7).all()
 
 
 @pytest.mark.parametrize("codec", ["pickle", "json2", "msgpack2", "vlen-utf8"])

@@ -216,11 +216,12 @@ def _check_voxels(place: Location, described: ImageInfo, *, data: bool, is_label
     for number, level in enumerate(described.levels):
         at, volume = f"{place}/{level.path}", open_omezarr(place, level=number, missing="empty")
         looked_at = [tuple(slice(0, n) for n in volume.grid.shape)] if data else _ends(volume)
-        absent = sum(volume.absent(box) for box in looked_at)
-        if absent:  # ours never leave out a chunk; other programs leave out empty ones
-            severity: Severity = "error" if described.provenance else "warning"
-            yield Finding(where=at, problem=f"{absent} chunks are not there, and read as empty", severity=severity)
         try:
+            absent = sum(volume.absent(box) for box in looked_at)
+            if absent:  # ours never leave out a chunk; other programs leave out empty ones
+                severity: Severity = "error" if described.provenance else "warning"
+                problem = f"{absent} chunks are not there, and read as empty"
+                yield Finding(where=at, problem=problem, severity=severity)
             if data:
                 known.append(_mean(volume))
             for box in () if data else looked_at:

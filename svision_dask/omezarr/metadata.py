@@ -20,8 +20,9 @@ from pydantic import ValidationError
 from svision_dask.errors import ImageError, UsageError
 from svision_dask.geometry import AXES, Vector, check_axes
 from svision_dask.omezarr.extras import carried_attributes, dropped_attributes, read_shown, whole_text
-from svision_dask.stores.locations import Location, Remote, located
-from svision_dask.stores.remote_store import store_at
+from svision_dask.stores.locations import Location, Remote, Zipped, located
+from svision_dask.stores.remote_store import METADATA_FILES, store_at
+from svision_dask.stores.transfer import METADATA_BYTES
 from svision_dask.volume import Shown
 
 PROVENANCE = "svision_dask"
@@ -32,8 +33,6 @@ CONTAINERS = {"bioformats2raw.layout": 1, "plate": 3, "well": 1, "labels": 1}
 
 OLD_VERSIONS = ("0.1", "0.2", "0.3")
 """Of OME-Zarr, in zarr v2: without any spacing."""
-METADATA_BYTES = 2**26
-"""Of one file; the largest that is known has some hundred thousand fields of a plate."""
 
 Multiscale = MultiscaleV04 | MultiscaleV05
 Attributes = Mapping[str, Any]
@@ -130,7 +129,7 @@ def read_attributes(path: Location) -> tuple[Literal[2, 3], Attributes]:
         zarr_format = _zarr_format(path)
     except OSError as error:  # of a server
         raise ImageError(f"{path} cannot be read: {error.strerror}. Check the URL, then try again.") from error
-    _check_size(path)
+    check_files(path, path)
     try:
         # A consolidated copy of the metadata may be older than the metadata.
         group = zarr.open_group(store_at(path), mode="r", zarr_format=zarr_format, use_consolidated=False)
@@ -139,12 +138,33 @@ def read_attributes(path: Location) -> tuple[Literal[2, 3], Attributes]:
         raise ImageError(f"{path}: the metadata of the zarr group cannot be read: {first_problem(error)}.") from error
 
 
-def _check_size(path: Location) -> None:
-    """Refuse metadata that would fill the memory before anybody has looked at them."""
-    for file in (path / name for name in ("zarr.json", ".zattrs", ".zgroup")):
-        if isinstance(file, Path) and file.is_file() and file.stat().st_size > METADATA_BYTES:
+def check_files(folder: Location, root: Location) -> None:
+    """Refuse metadata that would fill the memory before anybody has looked at them, or are links out of ``root``.
+
+    At a URL, the store does, as it reads them.
+    """
+    for file in (folder / name for name in METADATA_FILES):
+        if isinstance(file, Zipped):
+            file.is_file()
+        elif isinstance(file, Path) and isinstance(root, Path) and file.is_file():
+            check_inside(file, root)
             size = file.stat().st_size
-            raise ImageError(f"{file}: {size} bytes of metadata; allowed are {METADATA_BYTES}. Give another image.")
+            if size > METADATA_BYTES:
+                raise ImageError(f"{file}: {size} bytes of metadata; allowed are {METADATA_BYTES}. Give another image.")
+
+
+def check_inside(file: Path, root: Path) -> None:
+    """Refuse a file that is not in ``root`` when links are followed.
+
+    Raises
+    ------
+    ImageError
+        If it is not.
+    """
+    if not file.resolve().is_relative_to(root.resolve()):
+        raise ImageError(
+            f"{file} lies outside the image, behind a symbolic link. Copy what it leads to into the image."
+        )
 
 
 def _zarr_format(path: Location) -> Literal[2, 3]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -16,10 +17,12 @@ from typing import Any
 import numpy as np
 import zarr
 
-from svision_dask.errors import ImageError
+from svision_dask.errors import ImageError, SvisionError
 from svision_dask.geometry import Grid, Shape
 from svision_dask.omezarr.metadata import (
     Metadata,
+    check_files,
+    check_inside,
     first_problem,
     folder_inside,
     is_omezarr,
@@ -85,6 +88,8 @@ class StoredArray:
 
     array: zarr.Array[Any]
     missing: Missing = "error"
+    root: Path | None = None
+    """Folder of the image, which no link may lead out of; by default, that of the array."""
 
     @property
     def shape(self) -> Shape:
@@ -102,45 +107,83 @@ class StoredArray:
         Raises
         ------
         ImageError
-            If a chunk, or a shard, is not there.
+            If a chunk, or a shard, is not there, cannot be decoded, or is a link out of the image.
+        OSError
+            If the disk or the server fails, which may pass.
         """
         # A store at a URL says itself what is not there, as it is read.
         remote = isinstance(self.array.store_path.store, RemoteStore)
-        if self.missing == "error" and not remote and (keys := self.absent(box)):
+        if not remote and (keys := self.absent(box)) and self.missing == "error":
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
             raise self._is_missing(f"{keys[0]}{more}")
         try:
             return self.array[box]
         except MissingChunkError as error:
             raise self._is_missing(error.key) from error
+        except Exception as error:  # zarr and its codecs raise nearly anything on damaged bytes
+            if not _is_damage(error):
+                raise
+            raise ImageError(
+                f"{self._where}: chunk {self._damaged(box)} cannot be decoded: {first_problem(error).rstrip('.')}. "
+                "It is damaged: copy it again, or write the image anew."
+            ) from error
+
+    @property
+    def _where(self) -> object:
+        folder = folder_of(self.array)
+        return self.array.store_path if isinstance(folder, Path) else folder
 
     def _is_missing(self, keys: str) -> ImageError:
-        where = self.array.store_path if isinstance(folder_of(self.array), Path) else folder_of(self.array)
         return ImageError(
-            f"{where}: chunk {keys} is missing. Is the copy complete? "
+            f"{self._where}: chunk {keys} is missing. Is the copy complete? "
             "If whoever wrote it left out empty chunks, use --missing empty."
         )
 
-    def absent(self, box: Any) -> list[str]:
-        """List the keys of the chunks, or shards, that ``box`` touches and that are not there."""
+    def _damaged(self, box: Any) -> str:
+        """Find the first chunk, or shard, that cannot be decoded; zarr does not say."""
+        unit = self.array.shards or self.array.chunks
+        for place in self._touched(box):
+            try:
+                self.array[tuple(slice(n * u, (n + 1) * u) for n, u in zip(place, unit, strict=True))]
+            except Exception:
+                return self.array.metadata.encode_chunk_key(place)
+        return f"of {box}"
+
+    def _touched(self, box: Any) -> Iterator[Shape]:
+        """Places of the chunks, or shards, that ``box`` touches."""
         unit = self.array.shards or self.array.chunks
         ranges, _ = split_box(box, self.shape)
-        touched = (range(a // u, -(-b // u)) for (a, b), u in zip(ranges, unit, strict=True))
-        keys = (self.array.metadata.encode_chunk_key(place) for place in product(*touched))
+        return product(*(range(a // u, -(-b // u)) for (a, b), u in zip(ranges, unit, strict=True)))
+
+    def absent(self, box: Any) -> list[str]:
+        """List the keys of the chunks, or shards, that ``box`` touches and that are not there."""
+        keys = map(self.array.metadata.encode_chunk_key, self._touched(box))
         folder = folder_of(self.array)
-        return (
-            folder.absent(keys)
-            if isinstance(folder, Remote)
-            else [key for key in keys if not _has_content(folder / key)]
-        )
+        return folder.absent(keys) if isinstance(folder, Remote) else _absent(keys, folder, self.root or folder)
 
 
-def _has_content(file: Path) -> bool:
-    """Whether there is something in a file: zarr reads one without content as if it were not there."""
-    try:
-        return file.stat().st_size > 0
-    except OSError:
-        return False
+def _is_damage(error: Exception) -> bool:
+    """Whether what was read is wrong, and not how it was read: errors of disks and servers have a number."""
+    return not isinstance(error, SvisionError | MemoryError) and not (isinstance(error, OSError) and error.errno)
+
+
+def _absent(keys: Iterable[str], folder: Path, root: Path) -> list[str]:
+    """List what is not there, or without content, which zarr reads as if it were not; refuse links out of ``root``."""
+    absent, inside = [], set()
+    for key in keys:
+        file = folder / key
+        try:
+            found = file.lstat()
+            linked = stat.S_ISLNK(found.st_mode)
+            if linked or file.parent not in inside:  # to resolve every path would take longer than to look at the files
+                check_inside(file, root)
+                inside.add(file.parent)
+            size = file.stat().st_size if linked else found.st_size
+        except OSError:
+            size = 0
+        if size == 0:
+            absent.append(key)
+    return absent
 
 
 def open_omezarr(path: str | Location, *, level: int = 0, missing: Missing = "error") -> Volume:
@@ -169,7 +212,7 @@ def open_omezarr(path: str | Location, *, level: int = 0, missing: Missing = "er
     metadata = read_metadata(located(path))
     array, found = _read_level(metadata, level, missing)
     volume = Volume.from_source(
-        StoredArray(array, missing),
+        StoredArray(array, missing, metadata.path if isinstance(metadata.path, Path) else None),
         found.grid,
         chunks=_dask_chunks(array),
         channels=_channels(metadata, found.grid),
@@ -264,6 +307,7 @@ def _read_level(metadata: Metadata, level: int, missing: Missing = "error") -> t
 
 
 def _open_array(metadata: Metadata, folder: Location, where: str, missing: Missing) -> zarr.Array[Any]:
+    check_files(folder, metadata.path)
     try:
         array = zarr.open_array(
             store_at(folder, complete=missing == "error"), mode="r", zarr_format=metadata.zarr_format
@@ -271,6 +315,8 @@ def _open_array(metadata: Metadata, folder: Location, where: str, missing: Missi
         _ = array.chunks, array.shards, array.compressors  # zarr raises only here for a grid that is not regular
     except FileNotFoundError as error:
         raise ImageError(f"{where}: there is no zarr v{metadata.zarr_format} array. Is the copy complete?") from error
+    except ImageError:
+        raise
     except Exception as error:  # damaged metadata make zarr raise nearly anything
         raise ImageError(f"{where}: the metadata of the array cannot be read: {first_problem(error)}.") from error
     return array

@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
-from svision_dask.errors import RegionError, one_line
+from svision_dask.errors import ImageError, RegionError, one_line
 from svision_dask.geometry import Region
 from svision_dask.running.ledger import Receipt
 from svision_dask.running.preflight import versions_here
@@ -35,6 +35,10 @@ HEAVY_BYTES = 2**17
 """A task that pickles to more carries voxels; others carry paths."""
 KEY = "region-"
 """How the names of our tasks begin on a cluster; the number of the region follows."""
+
+
+class BadInput(str):
+    """Why a region failed, where the same command would fail again: its input cannot be read."""
 
 
 class RegionTask(Protocol):
@@ -74,6 +78,8 @@ def run_regions(
 
     Raises
     ------
+    ImageError
+        If a region fails because of what the input holds; otherwise as below.
     RegionError
         If a region fails: no more are started then, and those known to the cluster are waited for, because a task that
         writes after this call has returned could meet whatever the caller does next. If a region kills every worker
@@ -103,6 +109,9 @@ def run_regions(
     failures = list(dict.fromkeys(failures))
     if failures:
         more = f" ({len(failures) - 1} more failed.)" if len(failures) > 1 else ""
+        bad = next((why for why in failures if isinstance(why, BadInput)), None)
+        if bad is not None:
+            raise ImageError(f"{bad}{more} Nothing was published. Mend the input, then run the same command again.")
         raise RegionError(f"{failures[0]}{more} Nothing was published; the same command goes on with what is missing.")
 
 
@@ -188,7 +197,8 @@ def _run_one(
         except Exception as error:  # zarr and torch raise nearly anything, and the place is what helps
             pause = next(pauses, None) if passes(error) else None
             if pause is None:
-                return f"region {region.index} at {region.start}: {type(error).__name__}: {one_line(error)}"
+                kind = BadInput if isinstance(error, ImageError) else str
+                return kind(f"region {region.index} at {region.start}: {type(error).__name__}: {one_line(error)}")
             retries += 1
             time.sleep(pause)
 

@@ -20,11 +20,17 @@ from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from svision_dask.errors import ImageError, UsageError, one_line
-from svision_dask.stores.transfer import CREDENTIALS, EXTRAS, attempt, file_system, read_range
+from svision_dask.stores.transfer import (
+    CREDENTIALS,
+    EXTRAS,
+    METADATA_BYTES,
+    attempt,
+    file_system,
+    read_metadata,
+    read_range,
+)
 
 WRITABLE = ("s3", "gs")
-READ_BYTES = 2**26
-"""Of one entry of a zip file, at most, that is read as a whole: metadata."""
 Result = TypeVar("Result")
 
 
@@ -78,8 +84,19 @@ class Remote:
             return False
 
     def read_bytes(self) -> bytes:
-        """Read all of it."""
-        content: bytes = self._run(lambda fs, path: fs._cat_file(path))
+        """Read all of it, which is metadata.
+
+        Raises
+        ------
+        ImageError
+            If it is larger than metadata are.
+        """
+        from fsspec.asyn import sync
+
+        fs, path = file_system(self.url, asynchronous=False)
+        content: bytes | None = sync(fs.loop, read_metadata, fs, path)
+        if content is None:
+            raise FileNotFoundError(errno.ENOENT, "not there, or empty", self.url)
         return content
 
     def read_part(self, start: int, stop: int) -> bytes:
@@ -181,8 +198,10 @@ class Zipped(Remote):
             entry = held.NameToInfo.get(self.inner)
             if entry is None:
                 raise FileNotFoundError(errno.ENOENT, "not in the zip file", str(self))
-            if entry.file_size > READ_BYTES:  # a few bytes of a zip file can be any number of them
-                raise ImageError(f"{self}: {entry.file_size} bytes of metadata; allowed are {READ_BYTES}. Repack it.")
+            if entry.file_size > METADATA_BYTES:  # a few bytes of a zip file can be any number of them
+                raise ImageError(
+                    f"{self}: {entry.file_size} bytes of metadata; allowed are {METADATA_BYTES}. Repack it."
+                )
             return held.read(entry)
 
     def exists(self) -> bool:

@@ -14,7 +14,7 @@ from zarr.core.sync import sync
 from zarr.storage import FsspecStore, StorePath, ZipStore
 
 from svision_dask.stores.locations import Location, Remote, Zipped
-from svision_dask.stores.transfer import attempt, file_system, read_range
+from svision_dask.stores.transfer import attempt, file_system, read_metadata, read_range
 
 METADATA_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 
@@ -65,11 +65,15 @@ class RemoteStore(FsspecStore):
         ------
         MissingChunkError
             If it is a chunk, and all of them should be there.
+        ImageError
+            If it is not a chunk, and larger than metadata are.
         OSError
             As ``transfer.attempt``.
         """
-        content = await read_range(self.fs, self._path_of(key), *_limits(byte_range))
-        if content is None and self.complete and key.rpartition("/")[2] not in METADATA_FILES:
+        path, is_chunk = self._path_of(key), key.rpartition("/")[2] not in METADATA_FILES
+        read = read_range(self.fs, path, *_limits(byte_range)) if is_chunk else read_metadata(self.fs, path)
+        content = await read
+        if content is None and self.complete and is_chunk:
             raise MissingChunkError(key)
         return None if content is None else prototype.buffer.from_bytes(content)
 

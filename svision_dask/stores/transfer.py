@@ -8,7 +8,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from svision_dask.errors import UsageError
+from svision_dask.errors import ImageError, UsageError
 
 EXTRAS = {"s3": "s3", "gs": "gs", "https": "https", "http": "https"}
 """Schemes that are read, and which of our extras installs what that takes."""
@@ -19,6 +19,8 @@ REQUEST_SECONDS = 900.0
 """How long a request may take, however slowly bytes come."""
 PAUSES = (0.2, 1.0)
 """Seconds before another try at a request that was turned away; after a silence, there is no other."""
+METADATA_BYTES = 2**26
+"""Of one file; the largest that is known has some hundred thousand fields of a plate."""
 BUSY = {408, 425, 429, 500, 502, 503, 504}
 """Answers of servers that will have another one later."""
 BROKEN = {
@@ -112,6 +114,38 @@ async def read_range(fs: Any, path: str, start: int | None = None, end: int | No
             raise ConnectionResetError(errno.ECONNRESET, "the answer is too short")
         return content
 
+    return await _unless_absent(call, path)
+
+
+async def read_metadata(fs: Any, path: str) -> bytes | None:
+    """Read a file that is small if it is what it should be, and no more of it than that. None as in `read_range`.
+
+    Raises
+    ------
+    ImageError
+        If it is larger.
+    """
+    content = await _unless_absent(lambda: _first_bytes(fs, path, METADATA_BYTES + 1), path)
+    if content is not None and len(content) > METADATA_BYTES:
+        raise ImageError(f"{path}: more than {METADATA_BYTES} bytes of metadata. Give another image.")
+    return content
+
+
+async def _first_bytes(fs: Any, path: str, count: int) -> bytes:
+    if "http" not in fs.protocol:
+        part: bytes = await fs._cat_file(path, start=0, end=count)
+        return part
+    parts: list[bytes] = []  # a web server may have no parts of files
+    session = await fs.set_session()
+    async with session.get(fs.encode_url(path), **fs.kwargs) as answer:
+        fs._raise_not_found_for_status(answer, path)
+        while count and (piece := await answer.content.read(count)):
+            parts.append(piece)
+            count -= len(piece)
+    return b"".join(parts)
+
+
+async def _unless_absent(call: Callable[[], Awaitable[bytes]], path: str) -> bytes | None:
     try:
         return await attempt(call, path) or None
     except FileNotFoundError:
