@@ -160,6 +160,10 @@ def _check_labels(place: Location, count: int, data: bool) -> Iterator[Finding]:
 def _check_levels(where: str, described: ImageInfo) -> Iterator[Finding]:
     """Compare all levels with the finest: one dtype, units that have a name, one place in the world."""
     first = described.levels[0]
+    if described.axes != first.grid.axes:
+        # 0.4, 0.5: "the spatial axes SHOULD be ordered as "zyx""
+        problem = f"axes are stored in the order {','.join(described.axes)}, which few programs read; usual is z,y,x"
+        yield Finding(where=where, problem=problem, severity="warning")
     for axis, unit in zip(first.grid.axes, first.grid.units, strict=True):
         if unit is not None and unit not in UNITS.get(axis, set()):
             problem = f"axis {axis} has the unit {unit!r}, which is no name of UDUNITS-2, such as micrometer or second"

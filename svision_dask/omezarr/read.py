@@ -22,10 +22,12 @@ from svision_dask.omezarr.metadata import (
     Metadata,
     first_problem,
     folder_inside,
+    in_order,
     is_omezarr,
     read_metadata,
     read_provenance,
 )
+from svision_dask.omezarr.transposed import transposed
 from svision_dask.stores.locations import Location, Remote, located
 from svision_dask.stores.remote_store import METADATA_FILES, MissingChunkError, RemoteStore, folder_of, store_at
 from svision_dask.volume import Missing, Volume, split_box
@@ -59,7 +61,7 @@ class Level:
     dtype: str
     """Voxel type as numpy spells it, such as ``"uint16"``."""
     chunks: Shape
-    """Voxels per chunk, the unit of compression."""
+    """Voxels per chunk, the unit of compression, in the order of the grid's axes."""
     shards: Shape | None
     """Voxels per shard, the unit of storage, or None where every chunk is stored on its own."""
     compressors: tuple[str, ...]
@@ -73,6 +75,8 @@ class ImageInfo:
     """Of OME-Zarr: ``"0.4"`` or ``"0.5"``."""
     name: str
     channels: tuple[str, ...]
+    axes: str
+    """In the order in which they are stored; all else is in the order of volumes."""
     levels: tuple[Level, ...]
     """Finest first."""
     provenance: Mapping[str, Any]
@@ -169,9 +173,9 @@ def open_omezarr(path: str | Location, *, level: int = 0, missing: Missing = "er
     metadata = read_metadata(located(path))
     array, found = _read_level(metadata, level, missing)
     volume = Volume.from_source(
-        StoredArray(array, missing),
+        transposed(StoredArray(array, missing), metadata.order),
         found.grid,
-        chunks=_dask_chunks(array),
+        chunks=in_order(_dask_chunks(array), metadata.order),
         channels=_channels(metadata, found.grid),
         name=metadata.name,
         identity=f"{_identity(metadata.path, metadata.path / metadata.datasets[level].path)}, missing chunks {missing}",
@@ -200,6 +204,7 @@ def describe_omezarr(path: str | Location) -> ImageInfo:
         version="0.5" if metadata.zarr_format == 3 else "0.4",
         name=metadata.name,
         channels=_channels(metadata, levels[0].grid),
+        axes="".join(metadata.axis_names).lower(),
         levels=levels,
         provenance=metadata.provenance,
     )
@@ -251,14 +256,14 @@ def _read_level(metadata: Metadata, level: int, missing: Missing = "error") -> t
         path=dataset.path,
         grid=Grid(
             axes=metadata.axes,
-            shape=array.shape,
+            shape=in_order(array.shape, metadata.order),
             spacing=dataset.spacing,
             origin=dataset.origin,
             units=metadata.units,
         ),
         dtype=array.dtype.name,
-        chunks=array.chunks,
-        shards=array.shards,
+        chunks=in_order(array.chunks, metadata.order),
+        shards=in_order(array.shards, metadata.order) if array.shards else None,
         compressors=tuple(_compressor_name(c) for c in array.compressors),
     )
 
