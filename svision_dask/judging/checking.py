@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import dask.array as da
 import numpy as np
 
-from svision_dask.errors import ImageError, one_line
+from svision_dask.errors import ImageError, UnsupportedError, one_line
 from svision_dask.geometry import SPATIAL, Grid
 from svision_dask.omezarr.collections import read_collection
 from svision_dask.omezarr.conformance import kinds_of, metadata_problems
@@ -83,13 +84,29 @@ def _check_group(place: Location, data: bool) -> Iterator[Finding]:
     except ImageError as error:
         yield Finding(where=str(place), problem=str(error))
         return
-    for problem in metadata_problems(version, attributes):
-        yield Finding(where=str(place), problem=problem)
+    if stated := _other_version(version, attributes):
+        yield Finding(where=str(place), problem=f"OME-Zarr {stated}; what can be judged is 0.4 and 0.5")
+        return
+    problems = list(metadata_problems(version, attributes))
+    yield from (Finding(where=str(place), problem=problem) for problem in problems)
     kinds = kinds_of(version, attributes)
     if "multiscales" in kinds:
-        yield from _check_image(place, attributes if version == "0.4" else attributes["ome"], data)
+        ome = attributes if version == "0.4" else attributes["ome"]
+        yield from _check_image(place, ome, data, is_valid=not problems)
     elif not {"labels"}.issuperset(kinds):
         yield from _check_collection(place, data)
+
+
+def _other_version(version: Literal["0.4", "0.5"], attributes: Any) -> str | None:
+    """Find a version of OME-Zarr that no judge here knows, where one is stated."""
+    if version == "0.5":
+        ome = attributes.get("ome")
+        stated = ome.get("version") if isinstance(ome, dict) else None
+    else:
+        entries = attributes.get("multiscales")
+        first = entries[0] if isinstance(entries, list) and entries else None
+        stated = first.get("version") if isinstance(first, dict) else None
+    return stated if isinstance(stated, str) and re.fullmatch(r"0\.[1236789].*", stated) else None
 
 
 def _check_collection(place: Location, data: bool) -> Iterator[Finding]:
@@ -108,9 +125,13 @@ def _check_collection(place: Location, data: bool) -> Iterator[Finding]:
         yield from _check_group(place / image, data)
 
 
-def _check_image(place: Location, ome: Any, data: bool) -> Iterator[Finding]:
+def _check_image(place: Location, ome: Any, data: bool, *, is_valid: bool) -> Iterator[Finding]:
     try:
         described = describe_omezarr(place)
+    except UnsupportedError as error:
+        valid = "its metadata are valid, but " if is_valid else ""
+        yield Finding(where=str(place), problem=f"{valid}not read by svision-dask: {error}", severity="warning")
+        return
     except ImageError as error:
         yield Finding(where=str(place), problem=str(error))
         return
@@ -148,6 +169,8 @@ def _check_labels(place: Location, count: int, data: bool) -> Iterator[Finding]:
         try:
             label = folder_inside(folder, str(name), f"{folder}, labels {name!r}")
             found = len(describe_omezarr(label).levels)
+        except UnsupportedError:  # which is said below
+            found = count
         except ImageError as error:
             yield Finding(where=str(folder), problem=str(error))
             continue

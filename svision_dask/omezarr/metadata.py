@@ -17,7 +17,7 @@ from ome_zarr_models.v04.multiscales import Multiscale as MultiscaleV04
 from ome_zarr_models.v05.multiscales import Multiscale as MultiscaleV05
 from pydantic import ValidationError
 
-from svision_dask.errors import ImageError
+from svision_dask.errors import ImageError, UnsupportedError
 from svision_dask.geometry import AXES, Shape, Vector
 from svision_dask.omezarr.extras import carried_attributes, dropped_attributes, read_shown, whole_text
 from svision_dask.stores.locations import Location, Remote, located
@@ -219,7 +219,9 @@ def _parse_multiscale(path: Location, zarr_format: int, ome: Attributes) -> Mult
     if not isinstance(entries, list) or not entries:
         raise ImageError(_why_no_image(path, ome))
     if len(entries) > 1:
-        raise ImageError(f"{path} holds {len(entries)} multiscales; which one is meant is not ours to guess. Keep one.")
+        raise UnsupportedError(
+            f"{path} holds {len(entries)} multiscales; which one is meant is not ours to guess. Keep one."
+        )
     entry = _mapping(entries[0])
     # 0.5 has the version beside the multiscales; 0.4 has it inside, where it may be missing.
     version = ome.get("version") if zarr_format == 3 else entry.get("version", "0.4")
@@ -273,11 +275,11 @@ def _stored_axes(path: Location, multiscale: Multiscale) -> str:
     types = [axis.type for axis in multiscale.axes]
     if not set(names) <= set(AXES) or types != [AXIS_TYPES[name] for name in names]:
         given = ", ".join(f"{name} ({kind})" for name, kind in zip(names, types, strict=True))
-        raise ImageError(
+        raise UnsupportedError(
             f"{path} has axes {given}; allowed are t (time), c (channel) and z, y, x (space). Rename them."
         )
     if len(set(names)) < len(names) or not {"y", "x"} <= set(names):
-        raise ImageError(
+        raise UnsupportedError(
             f"{path} has axes {','.join(names)}; allowed is a subset of t,c,z,y,x with y and x, each once. Rename them."
         )
     return "".join(names)
@@ -311,7 +313,7 @@ def _scale_and_translation(path: Location, transformations: Sequence[Any], ndim:
         elif isinstance(transformation, VectorTranslation):
             translation = tuple(transformation.translation)
         else:
-            raise ImageError(
+            raise UnsupportedError(
                 f"{path}: a {transformation.type} that is kept in a file is not supported. Write its numbers."
             )
     return scale, translation

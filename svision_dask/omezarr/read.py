@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from svision_dask.errors import ImageError
+from svision_dask.errors import ImageError, UnsupportedError
 from svision_dask.geometry import Grid, Shape
 from svision_dask.omezarr.metadata import (
     Metadata,
@@ -284,7 +284,7 @@ def _open_array(metadata: Metadata, folder: Location, where: str, missing: Missi
 def _check_array(metadata: Metadata, array: zarr.Array[Any], where: str) -> None:
     """Refuse an array that cannot be the image that the metadata describe."""
     if array.dtype.str[1:] not in VOXEL_TYPES:
-        raise ImageError(
+        raise UnsupportedError(
             f"{where}: voxels are {array.dtype}; allowed are bool, integers and real floats. Convert them."
         )
     if array.ndim != len(metadata.axes):
@@ -311,10 +311,12 @@ def _check_storage(array: zarr.Array[Any], where: str) -> None:
             f"{where}: shape {array.shape} in chunks of {array.chunks} holds no voxels. Give another level."
         )
     if math.prod(array.chunks) * array.dtype.itemsize >= CHUNK_BYTES:
-        raise ImageError(f"{where}: chunks of {array.chunks} voxels take 2 GiB or more. Write it with smaller chunks.")
+        raise UnsupportedError(
+            f"{where}: chunks of {array.chunks} voxels take 2 GiB or more. Write it with smaller chunks."
+        )
     most = max(-(-n // c) for n, c in zip(array.shape, _dask_chunks(array), strict=True))
     if most > CHUNKS_PER_AXIS:
-        raise ImageError(
+        raise UnsupportedError(
             f"{where}: {most} chunks along an axis; allowed are {CHUNKS_PER_AXIS}. Write it with larger chunks."
         )
 
