@@ -263,6 +263,8 @@ def test_what_is_no_omezarr_is_an_error(tmp_path):
 def test_the_command_line_exits_with_1_for_errors_and_0_for_warnings(copied):
     whole = run("check", copied, "--data")
     assert (whole.exit_code, whole.stdout) == (0, "")
+    assert whole.stderr.endswith("valid, 0 warnings\n")
+    assert "--data reads all and compares their means" in run("check", copied).stderr
     edit(copied, lambda ome: ome["omero"]["channels"].pop())
     outcome = run("check", copied)
     assert outcome.exit_code == 1
