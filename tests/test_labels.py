@@ -302,6 +302,20 @@ def test_colours_and_windows_are_kept_and_what_is_missing_is_measured(client, tm
     assert (second["window"]["min"], second["window"]["max"]) == (voxels.min(), voxels.max())
 
 
+def test_a_window_without_its_limits_keeps_what_is_shown(client, tmp_path):
+    group = zarr.open_group(write_image(tmp_path / "in.zarr"))
+    described = group.attrs.asdict()["ome"]
+    windows = [{"start": 120, "end": 900}, {"min": 0, "start": -5, "end": 60000}]
+    for channel, window in zip(described["omero"]["channels"], windows, strict=True):
+        channel["window"] = window
+    group.attrs["ome"] = described
+    copy_to_zarr(open_volume(tmp_path / "in.zarr"), tmp_path / "out.zarr", client=client)
+    first, second = (channel["window"] for channel in ome(tmp_path / "out.zarr")["omero"]["channels"])
+    voxels = textured(SHAPE)
+    assert first == {"min": min(voxels[0].min(), 120), "max": max(voxels[0].max(), 900), "start": 120, "end": 900}
+    assert second == {"min": -5, "max": 60000, "start": -5, "end": 60000}
+
+
 def test_with_another_dtype_the_limits_are_those_of_the_voxels_and_what_is_shown_stays(client, tmp_path):
     source = write_image(tmp_path / "in.zarr")
     output = tmp_path / "out.zarr"
