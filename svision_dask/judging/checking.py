@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -117,12 +117,21 @@ def _check_collection(place: Location, data: bool) -> Iterator[Finding]:
         return
     images = collection.images if collection else ()
     wells = {image.rpartition("/")[0] for image in images} if collection and collection.kind == "plate" else set()
+    yield from _check_between(place, images)
     for well in sorted(wells):
         version, attributes = _attributes(place / well)
         for problem in metadata_problems(version, attributes):
             yield Finding(where=str(place / well), problem=problem)
     for image in images:
         yield from _check_group(place / image, data)
+
+
+def _check_between(place: Location, paths: Iterable[str]) -> Iterator[Finding]:
+    """Look for the metadata of the groups between a group and what it names: zarr v3 has no implicit groups."""
+    above = {path.rsplit("/", n)[0] for path in paths for n in range(1, path.count("/") + 1)}
+    for group in sorted(above):
+        if not is_omezarr(place / group):
+            yield Finding(where=str(place / group), problem="a folder on the way to an image that is no zarr group")
 
 
 def _check_image(place: Location, ome: Any, data: bool, *, is_valid: bool) -> Iterator[Finding]:
@@ -165,6 +174,8 @@ def _check_labels(place: Location, count: int, data: bool) -> Iterator[Finding]:
         yield Finding(where=str(folder), problem=problem)
     held = attributes if version == "0.4" else attributes.get("ome", {})
     names = held.get("labels") if isinstance(held, dict) else None
+    if isinstance(names, list):
+        yield from _check_between(folder, [name for name in names if isinstance(name, str)])
     for name in names if isinstance(names, list) else ():
         try:
             label = folder_inside(folder, str(name), f"{folder}, labels {name!r}")

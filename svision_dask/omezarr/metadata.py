@@ -54,6 +54,8 @@ class Metadata:
 
     path: Location
     zarr_format: Literal[2, 3]
+    version: str
+    """Of OME-Zarr."""
     name: str
     axes: str
     """In the one order that volumes have, as is all that follows but ``axis_names``."""
@@ -100,6 +102,7 @@ def read_metadata(path: Location) -> Metadata:
     return Metadata(
         path=path,
         zarr_format=zarr_format,
+        version=str(_version(zarr_format, ome)),
         name=_name(path, multiscale),
         axes="".join(in_order(stored, order)),
         axis_names=tuple(str(axis.name) for axis in multiscale.axes),
@@ -223,9 +226,7 @@ def _parse_multiscale(path: Location, zarr_format: int, ome: Attributes) -> Mult
             f"{path} holds {len(entries)} multiscales; which one is meant is not ours to guess. Keep one."
         )
     entry = _mapping(entries[0])
-    # 0.5 has the version beside the multiscales; 0.4 has it inside, where it may be missing.
-    version = ome.get("version") if zarr_format == 3 else entry.get("version", "0.4")
-    stated = version
+    stated = version = _version(zarr_format, ome)
     if zarr_format == 2 and version in OLD_VERSIONS:
         version, entry = "0.4", _from_old(entry)
     if version != ("0.5" if zarr_format == 3 else "0.4"):
@@ -240,6 +241,11 @@ def _parse_multiscale(path: Location, zarr_format: int, ome: Attributes) -> Mult
         raise ImageError(
             f"{path}: the metadata are not valid OME-Zarr {stated}: {first_problem(error)}. Repair them."
         ) from error
+
+
+def _version(zarr_format: int, ome: Attributes) -> Any:
+    """Take the version: 0.5 has it beside the multiscales; 0.4 has it inside, where it may be missing."""
+    return ome.get("version") if zarr_format == 3 else _mapping(ome["multiscales"][0]).get("version", "0.4")
 
 
 def _from_old(entry: Attributes) -> Attributes:

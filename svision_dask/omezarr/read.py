@@ -72,7 +72,7 @@ class ImageInfo:
     """What the metadata of an OME-Zarr image say."""
 
     version: str
-    """Of OME-Zarr: ``"0.4"`` or ``"0.5"``."""
+    """Of OME-Zarr: ``"0.1"`` to ``"0.5"``."""
     name: str
     channels: tuple[str, ...]
     axes: str
@@ -201,7 +201,7 @@ def describe_omezarr(path: str | Location) -> ImageInfo:
     metadata = read_metadata(located(path))
     levels = tuple(_read_level(metadata, i)[1] for i in range(len(metadata.datasets)))
     return ImageInfo(
-        version="0.5" if metadata.zarr_format == 3 else "0.4",
+        version=metadata.version,
         name=metadata.name,
         channels=_channels(metadata, levels[0].grid),
         axes="".join(metadata.axis_names).lower(),
