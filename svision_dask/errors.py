@@ -5,6 +5,7 @@
     SvisionError
     ├── UsageError    (ValueError)    an argument is wrong; nothing was read            exit 2
     ├── ImageError    (ValueError)    the input is not an image we can read safely      exit 1
+    │   └── UnsupportedError          its metadata are valid, and we do not read such   exit 1
     ├── PlanError     (ValueError)    the work does not fit, or cannot be cut that way  exit 1
     ├── SampleError   (ValueError)    there is nothing to learn from in the sample      exit 1
     ├── ModelError    (ValueError)    the model file is damaged or is not for this volume  exit 1
@@ -32,6 +33,10 @@ class UsageError(SvisionError, ValueError):
 
 class ImageError(SvisionError, ValueError):
     """The input is missing, is not an image, or cannot be read without guessing."""
+
+
+class UnsupportedError(ImageError):
+    """The metadata of the input are valid, but of a kind that svision-dask does not read."""
 
 
 class PlanError(SvisionError, ValueError):

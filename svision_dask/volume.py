@@ -28,8 +28,8 @@ class Shown:
 
     colour: str = ""
     """``"RRGGBB"``; empty for the writer's choice."""
-    window: tuple[float, float, float, float] | None = None
-    """The limits of the control (min, max), then what is shown (start, end), in intensities."""
+    window: tuple[float | None, float | None, float, float] | None = None
+    """The limits of the control (min, max; None where nobody says), then what is shown (start, end), in intensities."""
     active: bool = True
 
 

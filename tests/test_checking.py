@@ -196,6 +196,52 @@ def test_what_only_should_be_otherwise_is_a_warning(copied):
     assert [place.split(": ")[1][:7] for place in places] == ["along y", "along x"]
 
 
+def two_multiscales(path: Path) -> None:
+    edit(path, lambda ome: ome["multiscales"].append({**ome["multiscales"][0], "name": "other"}))
+
+
+def rename_axes(path: Path) -> None:
+    def change(entry: dict[str, Any]) -> None:
+        for axis, name in zip(entry["axes"][-3:], ("depth", "height", "width"), strict=True):
+            axis["name"] = name
+
+    multiscales(path, change)
+
+
+def complex_voxels(path: Path) -> None:
+    shape = zarr.open_array(path / "0", mode="r").shape
+    shutil.rmtree(path / "0")
+    zarr.open_group(path, mode="r+").create_array("0", data=np.ones(shape, "c8"), chunks=(8,) * len(shape))
+
+
+UNREAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "two multiscales": (two_multiscales, "holds 2"),
+    "axes of other names": (rename_axes, "depth (space)"),
+    "complex voxels": (complex_voxels, "voxels are complex64"),
+}
+
+
+@pytest.mark.parametrize("place", [".", "labels/cells"])
+@pytest.mark.parametrize("kind", UNREAD)
+def test_what_is_valid_and_not_read_is_a_warning(copied, kind, place):
+    make, message = UNREAD[kind]
+    make(copied / place)
+    (found,) = findings(copied)
+    assert found.startswith(f"warning  {copied / place}: its metadata are valid, but not read by svision-dask: ")
+    assert message in found
+    assert run("check", copied).exit_code == 0
+    edit(copied / place, lambda ome: ome["multiscales"][0].pop("datasets"))
+    assert "valid, but" not in " ".join(findings(copied))
+    assert run("check", copied).exit_code == 1
+
+
+@pytest.mark.parametrize("stated", ["0.3", "0.6.dev1"])
+def test_other_versions_are_not_judged_by_those_that_are_known(copied, stated):
+    is_new = (copied / "zarr.json").exists()
+    edit(copied, lambda ome: (ome if is_new else ome["multiscales"][0]).update(version=stated))
+    assert findings(copied) == [f"error  {copied}: OME-Zarr {stated}; what can be judged is 0.4 and 0.5"]
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_field_of_a_plate_is_checked(tmp_path, version):
     plate = write_plate(tmp_path / "plate.zarr", version)
@@ -217,6 +263,8 @@ def test_what_is_no_omezarr_is_an_error(tmp_path):
 def test_the_command_line_exits_with_1_for_errors_and_0_for_warnings(copied):
     whole = run("check", copied, "--data")
     assert (whole.exit_code, whole.stdout) == (0, "")
+    assert whole.stderr.endswith("valid, 0 warnings\n")
+    assert "--data reads all and compares their means" in run("check", copied).stderr
     edit(copied, lambda ome: ome["omero"]["channels"].pop())
     outcome = run("check", copied)
     assert outcome.exit_code == 1

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from svision_dask.codec import parse_codec
 from svision_dask.errors import OutputError, PlanError, UsageError
 from svision_dask.geometry import Grid
+from svision_dask.judging.checking import check
 from svision_dask.omezarr.labels import NearestSource
 from svision_dask.omezarr.read import describe_omezarr, list_levels, read_provenance
 from svision_dask.opening.formats import open_volume
@@ -228,12 +229,14 @@ def test_labels_that_cannot_be_brought_along_are_named_and_the_image_is_made(cli
         moved=(label_voxels(), multiscale("zyx", SPACING[1:], [7.0, 50.0, 1.25])),
         real=(label_voxels().astype("f4"), multiscale("zyx", SPACING[1:], ORIGIN[1:])),
         gone=(label_voxels(), multiscale("zyx", SPACING[1:], ORIGIN[1:])),
+        flat=(label_voxels()[0], multiscale("yx", SPACING[2:], ORIGIN[2:])),
     )
     (source / "labels" / "gone" / "zarr.json").write_text("{")
     volume = open_volume(source)
     assert volume.labels == ()
     dropped = " ".join(volume.dropped)
-    for reason in ("labels/moved (they cover another place", "labels/real (voxels are float32", "labels/gone ("):
+    flat = "labels/flat (their spatial axes are y,x, those of the image z,y,x)"
+    for reason in ("labels/moved (they cover another place", "labels/real (voxels are float32", "labels/gone (", flat):
         assert reason in dropped
     copy_to_zarr(volume, tmp_path / "out.zarr", client=client)
     assert read_provenance(tmp_path / "out.zarr")["dropped"] == list(volume.dropped)
@@ -260,6 +263,25 @@ def test_a_run_that_stopped_among_the_labels_goes_on_with_them(client, tmp_path,
     copy_to_zarr(open_volume(source), output, client=client, resume=True)
     assert (output / "labels" / "one" / "zarr.json").stat().st_mtime_ns == made
     np.testing.assert_array_equal(voxels_of(output / "labels" / "two"), label_voxels()[::-1])
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_groups_on_the_way_to_labels_have_metadata(client, tmp_path, version):
+    entry = multiscale("zyx", SPACING[1:], ORIGIN[1:])
+    labels = {"a/b/nuclei": (label_voxels(), entry), "a/cells": (label_voxels(), entry)}
+    source, output = write_image(tmp_path / "in.zarr", version, **labels), tmp_path / "out.zarr"
+    copy_to_zarr(open_volume(source), output, client=client, wishes=Wishes(version=version))
+    group = zarr.open_group(output, mode="r")
+    for path in ("labels/a", "labels/a/b"):
+        assert isinstance(group[path], zarr.Group)
+        metadata = output / path / ("zarr.json" if version == "0.5" else ".zgroup")
+        assert [str(finding) for finding in check(output)] == []
+        kept = metadata.read_bytes()
+        metadata.unlink()
+        for other in (".zattrs", ".zgroup"):
+            (output / path / other).unlink(missing_ok=True)
+        assert [f.problem for f in check(output)] == ["a folder on the way to an image that is no zarr group"]
+        metadata.write_bytes(kept)
 
 
 def test_damaged_labels_are_found_and_made_anew(client, tmp_path):
@@ -300,6 +322,20 @@ def test_colours_and_windows_are_kept_and_what_is_missing_is_measured(client, tm
     assert (second["label"], second["color"], second["active"]) == ("GFP", "12AB34", False)
     voxels = textured(SHAPE)[1]
     assert (second["window"]["min"], second["window"]["max"]) == (voxels.min(), voxels.max())
+
+
+def test_a_window_without_its_limits_keeps_what_is_shown(client, tmp_path):
+    group = zarr.open_group(write_image(tmp_path / "in.zarr"))
+    described = group.attrs.asdict()["ome"]
+    windows = [{"start": 120, "end": 900}, {"min": 0, "start": -5, "end": 60000}]
+    for channel, window in zip(described["omero"]["channels"], windows, strict=True):
+        channel["window"] = window
+    group.attrs["ome"] = described
+    copy_to_zarr(open_volume(tmp_path / "in.zarr"), tmp_path / "out.zarr", client=client)
+    first, second = (channel["window"] for channel in ome(tmp_path / "out.zarr")["omero"]["channels"])
+    voxels = textured(SHAPE)
+    assert first == {"min": min(voxels[0].min(), 120), "max": max(voxels[0].max(), 900), "start": 120, "end": 900}
+    assert second == {"min": -5, "max": 60000, "start": -5, "end": 60000}
 
 
 def test_with_another_dtype_the_limits_are_those_of_the_voxels_and_what_is_shown_stays(client, tmp_path):

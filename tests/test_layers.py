@@ -71,6 +71,7 @@ LIBRARIES = {
     "omezarr/metadata": {"ome_zarr_models", "pydantic", "zarr"},
     "omezarr/pyramid": {"numpy"},
     "omezarr/read": {"numpy", "zarr"},
+    "omezarr/transposed": {"numpy"},
     "omezarr/write": {"numpy", "zarr"},
     "opening/formats": {"dask", "numpy"},
     "opening/in_memory": {"dask", "numpy"},

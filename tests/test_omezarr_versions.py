@@ -12,6 +12,7 @@ import zarr
 
 from svision_dask.errors import ImageError
 from svision_dask.opening.formats import open_volume
+from tests.commands import run
 
 VOXELS = np.arange(2 * 3 * 4 * 5 * 6, dtype="u2").reshape(2, 3, 4, 5, 6)
 
@@ -33,6 +34,7 @@ def whole(volume):
 def test_before_0_3_images_have_all_five_axes(tmp_path, version):
     volume = open_volume(write_old(tmp_path / "old.zarr", version, VOXELS, None))
     assert (volume.grid.axes, volume.grid.spacing, volume.grid.units) == ("tczyx", (1.0,) * 5, (None,) * 5)
+    assert f"format   OME-Zarr {version}\n" in run("info", tmp_path / "old.zarr").stdout
     np.testing.assert_array_equal(whole(volume), VOXELS)
     with pytest.raises(ImageError, match="an array of shape"):
         open_volume(write_old(tmp_path / "flat.zarr", version, VOXELS[0], None))

@@ -182,6 +182,40 @@ def test_an_image_is_no_plate(client, tmp_path):
         enhance_fields(source / "A" / "1" / "0", str(tmp_path / "out.zarr"), model=fast((1, 2, 2)), client=client)
 
 
+@pytest.mark.parametrize("damage", ["absent", "damaged", "empty"])
+def test_a_field_that_cannot_be_read_is_told_before_any_is_made(client, tmp_path, damage):
+    source, output = write(tmp_path / "in.zarr", "0.5"), tmp_path / "out.zarr"
+    last = source / FIELDS[-1]
+    if damage == "absent":
+        shutil.rmtree(last)
+    elif damage == "damaged":
+        (last / "zarr.json").write_text("{")
+    else:
+        shutil.rmtree(last / "0")
+    with pytest.raises(ImageError, match=str(last)):
+        enhance_fields(source, str(output), model=fast((1, 2, 2)), client=client)
+    learn = ("--steps", 3, "--factor", "z=1,y=2,x=2", "--workers", 1)
+    outcome = run("enhance", source, output, *learn)
+    assert (outcome.exit_code, str(last) in outcome.error) == (1, True)
+    assert "self-check" not in outcome.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in.zarr"]
+
+
+def test_the_first_field_is_planned_and_trained_on_for_all(tmp_path):
+    source, model = write(tmp_path / "in.zarr", "0.5"), tmp_path / "model.safetensors"
+    learn = ("--factor", "z=1,y=2,x=2", "--preset", "fast")
+    planned = run("plan", source, tmp_path / "out.zarr", *learn, "--workers", 1)
+    dry = run("enhance", source, tmp_path / "out.zarr", *learn, "--workers", 1, "--dry-run")
+    assert (planned.exit_code, planned.stdout) == (0, dry.stdout)
+    assert f"field    {source / FIELDS[0]}, which stands for all" in planned.stderr
+    trained = run("train", source, "-o", model, *learn, "--steps", 3)
+    assert trained.exit_code == 0, trained.stderr
+    assert f"field    {source / FIELDS[0]}, which stands for all" in trained.stderr
+    again = run("train", source, "-o", tmp_path / "same.safetensors", *learn, "--steps", 3, "--series", FIELDS[0])
+    assert (again.exit_code, (tmp_path / "same.safetensors").read_bytes()) == (0, model.read_bytes())
+    assert run("plan", source, *learn, "--series", FIELDS[2], "--json").stderr == ""
+
+
 def test_the_command_line_trains_once_for_all_fields_of_a_well(tmp_path):
     source = write(tmp_path / "in.zarr", "0.4") / "A" / "1"
     learn = ("--steps", 3, "--factor", "z=1,y=2,x=2", "--workers", 1, "--json-log", tmp_path / "log.jsonl")

@@ -32,6 +32,7 @@ from svision_dask.commands.given import (
     first_field,
     given_model,
     model_begun_with,
+    open_first,
     open_given,
     opening_given,
     plan_given,
@@ -93,10 +94,10 @@ def info(source: str, as_json: bool, **given: Any) -> None:
 @learning
 @json_logged
 def train(source: str, output: str, **given: Any) -> None:
-    """Train a model on a sample of INPUT."""
+    """Train a model on a sample of INPUT; of a plate or well, on its first field."""
     from svision_dask.running.output import check_new_file
 
-    volume = open_given(source, given)
+    volume = open_first(source, given)
     check_new_file(output)
     click.echo(str(train_given(volume, given).save(output)))
 
@@ -198,9 +199,10 @@ def _enhance_fields(
     dry_run: bool,
 ) -> None:
     """Enhance every field of a plate or well by one model, trained on the first."""
-    from svision_dask.running.plates import begun_with, enhance_fields
+    from svision_dask.running.plates import begun_with, check_fields, enhance_fields
     from svision_dask.training.drift import DriftWarning
 
+    check_fields(source, opening_given(given))  # before a model is trained
     volume = open_given(first, given)
     if resume and not begun_with(output):
         raise OutputError(f"{output}: there is nothing to resume. Leave out --resume.")
@@ -244,9 +246,14 @@ def _enhance_fields(
 @storing
 @as_json
 def plan(source: str, output: str | None, model_path: str | None, as_json: bool, **given: Any) -> None:
-    """Say how INPUT would be enhanced, what that takes, and whether it fits; nothing is made."""
+    """Say how INPUT would be enhanced, what that takes, and whether it fits; nothing is made.
+
+    Of a plate or well, it is the plan of the first field.
+    """
+    volume = open_first(source, given)
+    output = None if first_field(source, given) else output  # which holds all fields
     with connected_given(given) as client:
-        planned = plan_given(open_given(source, given), model_path, output, given, client=client)
+        planned = plan_given(volume, model_path, output, given, client=client)
     _print_json(planned.to_json()) if as_json else _print(plan_lines(planned))
 
 
@@ -304,7 +311,8 @@ def check(path: str, data: bool, as_json: bool) -> None:
     errors = sum(finding.severity == "error" for finding in found)
     if errors:
         raise ImageError(f"{path}: {errors} errors. Repair the metadata, or make it anew with svision-dask convert.")
-    click.echo(f"{path}: valid, {len(found)} warnings", err=True)
+    unread = "" if data else "; only the ends of each level were read, --data reads all and compares their means"
+    click.echo(f"{path}: valid, {len(found)} warnings{unread}", err=True)
 
 
 @main.command()

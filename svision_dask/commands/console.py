@@ -172,7 +172,8 @@ def image_lines(volume: Volume, info: ImageInfo | None) -> Iterator[str]:
     if volume.channels:
         yield f"channels {', '.join(volume.channels)}"
     if info is not None:
-        yield f"format   OME-Zarr {info.version}"
+        stored = "" if info.axes == volume.grid.axes else f", stored in the order {','.join(info.axes)}"
+        yield f"format   OME-Zarr {info.version}{stored}"
         for number, level in enumerate(info.levels):
             stored = ", ".join((_storage(level.chunks, level.shards), *level.compressors))
             yield f"level {number}  {_times(level.grid.shape)}, spacing {_spacing(level.grid)}, {stored}"
@@ -191,7 +192,11 @@ def image_facts(volume: Volume, info: ImageInfo | None) -> dict[str, Any]:
         **_grid_facts(volume.grid),
     }
     if info is not None:
-        facts |= {"version": info.version, "levels": [_level_facts(level) for level in info.levels]}
+        facts |= {
+            "version": info.version,
+            "stored_axes": info.axes,
+            "levels": [_level_facts(level) for level in info.levels],
+        }
     return facts
 
 

@@ -65,6 +65,14 @@ def first_field(source: str, given: Given) -> str | None:
     return None if fields is None or fields.count == 1 else str(located(source) / fields.images[0])
 
 
+def open_first(source: str, given: Given) -> Volume:
+    """Open the input, or the first field of a plate or well, which stands for all of them."""
+    first = first_field(source, given)
+    if first is not None:
+        click.echo(f"field    {first}, which stands for all", err=True)
+    return open_given(first or source, given)
+
+
 @contextmanager
 def connected_given(given: Given) -> Iterator[Client | None]:
     """Connect to the cluster that was asked for; None stands for processes on this machine."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import dask.array as da
 import numpy as np
 
-from svision_dask.errors import ImageError, one_line
+from svision_dask.errors import ImageError, UnsupportedError, one_line
 from svision_dask.geometry import SPATIAL, Grid
 from svision_dask.omezarr.collections import read_collection
 from svision_dask.omezarr.conformance import kinds_of, metadata_problems
@@ -83,13 +84,29 @@ def _check_group(place: Location, data: bool) -> Iterator[Finding]:
     except ImageError as error:
         yield Finding(where=str(place), problem=str(error))
         return
-    for problem in metadata_problems(version, attributes):
-        yield Finding(where=str(place), problem=problem)
+    if stated := _other_version(version, attributes):
+        yield Finding(where=str(place), problem=f"OME-Zarr {stated}; what can be judged is 0.4 and 0.5")
+        return
+    problems = list(metadata_problems(version, attributes))
+    yield from (Finding(where=str(place), problem=problem) for problem in problems)
     kinds = kinds_of(version, attributes)
     if "multiscales" in kinds:
-        yield from _check_image(place, attributes if version == "0.4" else attributes["ome"], data)
+        ome = attributes if version == "0.4" else attributes["ome"]
+        yield from _check_image(place, ome, data, is_valid=not problems)
     elif not {"labels"}.issuperset(kinds):
         yield from _check_collection(place, data)
+
+
+def _other_version(version: Literal["0.4", "0.5"], attributes: Any) -> str | None:
+    """Find a version of OME-Zarr that no judge here knows, where one is stated."""
+    if version == "0.5":
+        ome = attributes.get("ome")
+        stated = ome.get("version") if isinstance(ome, dict) else None
+    else:
+        entries = attributes.get("multiscales")
+        first = entries[0] if isinstance(entries, list) and entries else None
+        stated = first.get("version") if isinstance(first, dict) else None
+    return stated if isinstance(stated, str) and re.fullmatch(r"0\.[1236789].*", stated) else None
 
 
 def _check_collection(place: Location, data: bool) -> Iterator[Finding]:
@@ -100,6 +117,7 @@ def _check_collection(place: Location, data: bool) -> Iterator[Finding]:
         return
     images = collection.images if collection else ()
     wells = {image.rpartition("/")[0] for image in images} if collection and collection.kind == "plate" else set()
+    yield from _check_between(place, images)
     for well in sorted(wells):
         version, attributes = _attributes(place / well)
         for problem in metadata_problems(version, attributes):
@@ -108,9 +126,21 @@ def _check_collection(place: Location, data: bool) -> Iterator[Finding]:
         yield from _check_group(place / image, data)
 
 
-def _check_image(place: Location, ome: Any, data: bool) -> Iterator[Finding]:
+def _check_between(place: Location, paths: Iterable[str]) -> Iterator[Finding]:
+    """Look for the metadata of the groups between a group and what it names: zarr v3 has no implicit groups."""
+    above = {path.rsplit("/", n)[0] for path in paths for n in range(1, path.count("/") + 1)}
+    for group in sorted(above):
+        if not is_omezarr(place / group):
+            yield Finding(where=str(place / group), problem="a folder on the way to an image that is no zarr group")
+
+
+def _check_image(place: Location, ome: Any, data: bool, *, is_valid: bool) -> Iterator[Finding]:
     try:
         described = describe_omezarr(place)
+    except UnsupportedError as error:
+        valid = "its metadata are valid, but " if is_valid else ""
+        yield Finding(where=str(place), problem=f"{valid}not read by svision-dask: {error}", severity="warning")
+        return
     except ImageError as error:
         yield Finding(where=str(place), problem=str(error))
         return
@@ -144,10 +174,14 @@ def _check_labels(place: Location, count: int, data: bool) -> Iterator[Finding]:
         yield Finding(where=str(folder), problem=problem)
     held = attributes if version == "0.4" else attributes.get("ome", {})
     names = held.get("labels") if isinstance(held, dict) else None
+    if isinstance(names, list):
+        yield from _check_between(folder, [name for name in names if isinstance(name, str)])
     for name in names if isinstance(names, list) else ():
         try:
             label = folder_inside(folder, str(name), f"{folder}, labels {name!r}")
             found = len(describe_omezarr(label).levels)
+        except UnsupportedError:  # which is said below
+            found = count
         except ImageError as error:
             yield Finding(where=str(folder), problem=str(error))
             continue
@@ -160,6 +194,10 @@ def _check_labels(place: Location, count: int, data: bool) -> Iterator[Finding]:
 def _check_levels(where: str, described: ImageInfo) -> Iterator[Finding]:
     """Compare all levels with the finest: one dtype, units that have a name, one place in the world."""
     first = described.levels[0]
+    if described.axes != first.grid.axes:
+        # 0.4, 0.5: "the spatial axes SHOULD be ordered as "zyx""
+        problem = f"axes are stored in the order {','.join(described.axes)}, which few programs read; usual is z,y,x"
+        yield Finding(where=where, problem=problem, severity="warning")
     for axis, unit in zip(first.grid.axes, first.grid.units, strict=True):
         if unit is not None and unit not in UNITS.get(axis, set()):
             problem = f"axis {axis} has the unit {unit!r}, which is no name of UDUNITS-2, such as micrometer or second"

@@ -124,4 +124,6 @@ def _omero(grid: Grid, name: str, channels: Sequence[str], shown: Sequence[Shown
 def _window(shown: Shown) -> Window:
     assert shown.window is not None
     low, high, start, end = shown.window
+    assert low is not None
+    assert high is not None
     return Window(min=low, max=high, start=start, end=end)

@@ -33,12 +33,12 @@ def _shown(channel: Any) -> Shown:
     channel = _mapping(channel)
     colour = str(channel.get("color", "")).lstrip("#")
     window = _mapping(channel.get("window"))
-    limits = [window.get(key) for key in ("min", "max", "start", "end")]
-    numbers = [float(n) for n in limits if is_number(n)]
+    limits = map(window.get, ("min", "max", "start", "end"))
+    low, high, start, end = (float(n) if is_number(n) else None for n in limits)
     return Shown(
         # 0.4: "color … a string of 6 hex digits"; some writers add two of opacity
         colour=colour[:6].upper() if re.fullmatch(r"[0-9a-fA-F]{6}([0-9a-fA-F]{2})?", colour) else "",
-        window=(numbers[0], numbers[1], numbers[2], numbers[3]) if len(numbers) == 4 else None,
+        window=None if start is None or end is None else (low, high, start, end),  # some writers have no min and max
         active=channel.get("active") is not False,
     )
 

@@ -52,6 +52,9 @@ def _label(folder: Location, name: str, image: Volume, missing: Missing) -> Labe
     volume = open_omezarr(place, missing=missing)
     if volume.dtype.kind not in "iu":  # 0.4: "The pixels of the label images MUST be integer data types"
         raise ImageError(f"voxels are {volume.dtype}, not integers")
+    own, others = (",".join(a for a in grid.axes if a in SPATIAL) for grid in (volume.grid, image.grid))
+    if own != others:
+        raise ImageError(f"their spatial axes are {own}, those of the image {others}")
     if not _is_same_place(volume.grid, image.grid):
         raise ImageError("they cover another place than the image")
     zarr_format, attributes = read_attributes(place)
@@ -77,8 +80,6 @@ def _described(held: Any) -> dict[str, Any]:
 
 def _is_same_place(labels: Grid, image: Grid) -> bool:
     """Whether both cover the same box, to a voxel of the coarser one: levels of a pyramid may differ by so much."""
-    if [a for a in labels.axes if a in SPATIAL] != [a for a in image.axes if a in SPATIAL]:
-        return False
     for i, axis in enumerate(labels.axes):
         k = image.axes.find(axis)
         if axis in SPATIAL:

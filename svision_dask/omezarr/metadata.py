@@ -17,8 +17,8 @@ from ome_zarr_models.v04.multiscales import Multiscale as MultiscaleV04
 from ome_zarr_models.v05.multiscales import Multiscale as MultiscaleV05
 from pydantic import ValidationError
 
-from svision_dask.errors import ImageError, UsageError
-from svision_dask.geometry import AXES, Vector, check_axes
+from svision_dask.errors import ImageError, UnsupportedError
+from svision_dask.geometry import AXES, Shape, Vector
 from svision_dask.omezarr.extras import carried_attributes, dropped_attributes, read_shown, whole_text
 from svision_dask.stores.locations import Location, Remote, Zipped, located
 from svision_dask.stores.remote_store import METADATA_FILES, store_at
@@ -53,10 +53,15 @@ class Metadata:
 
     path: Location
     zarr_format: Literal[2, 3]
+    version: str
+    """Of OME-Zarr."""
     name: str
     axes: str
+    """In the one order that volumes have, as is all that follows but ``axis_names``."""
     axis_names: tuple[str, ...]
-    """As written in the file; ``axes`` are in lower case."""
+    """As written in the file, in the order in which they are stored."""
+    order: Shape
+    """For each of ``axes``, which stored axis it is."""
     units: tuple[str | None, ...]
     datasets: tuple[Dataset, ...]
     """One per level, finest first."""
@@ -90,20 +95,30 @@ def read_metadata(path: Location) -> Metadata:
         raise ImageError(f"{path} is an unfinished output of svision-dask. Run the command that makes it again.")
     ome = _mapping(attributes.get("ome")) if zarr_format == 3 else attributes
     multiscale = _parse_multiscale(path, zarr_format, ome)
+    stored = _stored_axes(path, multiscale)
+    order = tuple(stored.index(axis) for axis in AXES if axis in stored)
+    units = [a.unit if isinstance(a.unit, str) and a.unit else None for a in multiscale.axes]
     return Metadata(
         path=path,
         zarr_format=zarr_format,
+        version=str(_version(zarr_format, ome)),
         name=_name(path, multiscale),
-        axes=_axes(path, multiscale),
+        axes="".join(in_order(stored, order)),
         axis_names=tuple(str(axis.name) for axis in multiscale.axes),
-        units=tuple(a.unit if isinstance(a.unit, str) and a.unit else None for a in multiscale.axes),
-        datasets=_datasets(path, multiscale),
+        order=order,
+        units=in_order(units, order),
+        datasets=_datasets(path, multiscale, order),
         labels=_labels(ome.get("omero")),
         shown=read_shown(ome.get("omero")),
         provenance=provenance,
         carried=carried_attributes(attributes),
         dropped=dropped_attributes(zarr_format, attributes),
     )
+
+
+def in_order(stored: Sequence[Any], order: Shape) -> tuple[Any, ...]:
+    """Put what is stored, one for each axis, into ``order``."""
+    return tuple(stored[axis] for axis in order)
 
 
 def read_provenance(path: str | Location) -> Attributes:
@@ -227,11 +242,11 @@ def _parse_multiscale(path: Location, zarr_format: int, ome: Attributes) -> Mult
     if not isinstance(entries, list) or not entries:
         raise ImageError(_why_no_image(path, ome))
     if len(entries) > 1:
-        raise ImageError(f"{path} holds {len(entries)} multiscales; which one is meant is not ours to guess. Keep one.")
+        raise UnsupportedError(
+            f"{path} holds {len(entries)} multiscales; which one is meant is not ours to guess. Keep one."
+        )
     entry = _mapping(entries[0])
-    # 0.5 has the version beside the multiscales; 0.4 has it inside, where it may be missing.
-    version = ome.get("version") if zarr_format == 3 else entry.get("version", "0.4")
-    stated = version
+    stated = version = _version(zarr_format, ome)
     if zarr_format == 2 and version in OLD_VERSIONS:
         version, entry = "0.4", _from_old(entry)
     if version != ("0.5" if zarr_format == 3 else "0.4"):
@@ -246,6 +261,11 @@ def _parse_multiscale(path: Location, zarr_format: int, ome: Attributes) -> Mult
         raise ImageError(
             f"{path}: the metadata are not valid OME-Zarr {stated}: {first_problem(error)}. Repair them."
         ) from error
+
+
+def _version(zarr_format: int, ome: Attributes) -> Any:
+    """Take the version: 0.5 has it beside the multiscales; 0.4 has it inside, where it may be missing."""
+    return ome.get("version") if zarr_format == 3 else _mapping(ome["multiscales"][0]).get("version", "0.4")
 
 
 def _from_old(entry: Attributes) -> Attributes:
@@ -271,26 +291,28 @@ def _with_types(axes: Any) -> Any:
     return [{"type": AXIS_TYPES.get(str(a.get("name")).lower()), **a} for a in axes]
 
 
-def _axes(path: Location, multiscale: Multiscale) -> str:
-    """Join the names of the axes, checked against tczyx and against their types."""
+def _stored_axes(path: Location, multiscale: Multiscale) -> str:
+    """Join the names of the axes as they are stored, checked against tczyx and against their types.
+
+    OME-Zarr 0.4, 0.5: the axes "MUST be ordered by "type"", which the models check, but "the spatial axes SHOULD be
+    ordered as "zyx"".
+    """
     names = [str(axis.name).lower() for axis in multiscale.axes]
     types = [axis.type for axis in multiscale.axes]
-    if types != [AXIS_TYPES.get(name) for name in names]:
+    if not set(names) <= set(AXES) or types != [AXIS_TYPES[name] for name in names]:
         given = ", ".join(f"{name} ({kind})" for name, kind in zip(names, types, strict=True))
-        raise ImageError(
+        raise UnsupportedError(
             f"{path} has axes {given}; allowed are t (time), c (channel) and z, y, x (space). Rename them."
         )
-    try:
-        return check_axes("".join(names))
-    except UsageError as error:
-        raise ImageError(
-            f"{path} has axes {','.join(names)}; allowed is a subset of t,c,z,y,x in that order, with y and x. "
-            "Transpose the image first."
-        ) from error
+    if len(set(names)) < len(names) or not {"y", "x"} <= set(names):
+        raise UnsupportedError(
+            f"{path} has axes {','.join(names)}; allowed is a subset of t,c,z,y,x with y and x, each once. Rename them."
+        )
+    return "".join(names)
 
 
-def _datasets(path: Location, multiscale: Multiscale) -> tuple[Dataset, ...]:
-    """Place every level: by its own transformations, then by those of the whole pyramid."""
+def _datasets(path: Location, multiscale: Multiscale, order: Shape) -> tuple[Dataset, ...]:
+    """Place every level: by its own transformations, then by those of the whole pyramid; axes come in ``order``."""
     ndim = len(multiscale.axes)
     outer = _scale_and_translation(path, multiscale.coordinateTransformations or (), ndim)
     placed = []
@@ -304,7 +326,7 @@ def _datasets(path: Location, multiscale: Multiscale) -> tuple[Dataset, ...]:
             raise ImageError(f"{where}: spacing {spacing}; allowed are finite numbers above 0. Repair the metadata.")
         if not all(map(math.isfinite, origin)):
             raise ImageError(f"{where}: origin {origin}; allowed are finite numbers. Repair the metadata.")
-        placed.append(Dataset(path=dataset.path, spacing=spacing, origin=origin))
+        placed.append(Dataset(path=dataset.path, spacing=in_order(spacing, order), origin=in_order(origin, order)))
     return tuple(placed)
 
 
@@ -317,7 +339,7 @@ def _scale_and_translation(path: Location, transformations: Sequence[Any], ndim:
         elif isinstance(transformation, VectorTranslation):
             translation = tuple(transformation.translation)
         else:
-            raise ImageError(
+            raise UnsupportedError(
                 f"{path}: a {transformation.type} that is kept in a file is not supported. Write its numbers."
             )
     return scale, translation

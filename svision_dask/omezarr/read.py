@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from svision_dask.errors import ImageError, SvisionError
+from svision_dask.errors import ImageError, SvisionError, UnsupportedError
 from svision_dask.geometry import Grid, Shape
 from svision_dask.omezarr.metadata import (
     Metadata,
@@ -25,10 +25,12 @@ from svision_dask.omezarr.metadata import (
     check_inside,
     first_problem,
     folder_inside,
+    in_order,
     is_omezarr,
     read_metadata,
     read_provenance,
 )
+from svision_dask.omezarr.transposed import transposed
 from svision_dask.stores.locations import Location, Remote, located
 from svision_dask.stores.remote_store import METADATA_FILES, MissingChunkError, RemoteStore, folder_of, store_at
 from svision_dask.volume import Missing, Volume, split_box
@@ -62,7 +64,7 @@ class Level:
     dtype: str
     """Voxel type as numpy spells it, such as ``"uint16"``."""
     chunks: Shape
-    """Voxels per chunk, the unit of compression."""
+    """Voxels per chunk, the unit of compression, in the order of the grid's axes."""
     shards: Shape | None
     """Voxels per shard, the unit of storage, or None where every chunk is stored on its own."""
     compressors: tuple[str, ...]
@@ -73,9 +75,11 @@ class ImageInfo:
     """What the metadata of an OME-Zarr image say."""
 
     version: str
-    """Of OME-Zarr: ``"0.4"`` or ``"0.5"``."""
+    """Of OME-Zarr: ``"0.1"`` to ``"0.5"``."""
     name: str
     channels: tuple[str, ...]
+    axes: str
+    """In the order in which they are stored; all else is in the order of volumes."""
     levels: tuple[Level, ...]
     """Finest first."""
     provenance: Mapping[str, Any]
@@ -211,10 +215,11 @@ def open_omezarr(path: str | Location, *, level: int = 0, missing: Missing = "er
     """
     metadata = read_metadata(located(path))
     array, found = _read_level(metadata, level, missing)
+    root = metadata.path if isinstance(metadata.path, Path) else None
     volume = Volume.from_source(
-        StoredArray(array, missing, metadata.path if isinstance(metadata.path, Path) else None),
+        transposed(StoredArray(array, missing, root), metadata.order),
         found.grid,
-        chunks=_dask_chunks(array),
+        chunks=in_order(_dask_chunks(array), metadata.order),
         channels=_channels(metadata, found.grid),
         name=metadata.name,
         identity=f"{_identity(metadata.path, metadata.path / metadata.datasets[level].path)}, missing chunks {missing}",
@@ -240,9 +245,10 @@ def describe_omezarr(path: str | Location) -> ImageInfo:
     metadata = read_metadata(located(path))
     levels = tuple(_read_level(metadata, i)[1] for i in range(len(metadata.datasets)))
     return ImageInfo(
-        version="0.5" if metadata.zarr_format == 3 else "0.4",
+        version=metadata.version,
         name=metadata.name,
         channels=_channels(metadata, levels[0].grid),
+        axes="".join(metadata.axis_names).lower(),
         levels=levels,
         provenance=metadata.provenance,
     )
@@ -294,14 +300,14 @@ def _read_level(metadata: Metadata, level: int, missing: Missing = "error") -> t
         path=dataset.path,
         grid=Grid(
             axes=metadata.axes,
-            shape=array.shape,
+            shape=in_order(array.shape, metadata.order),
             spacing=dataset.spacing,
             origin=dataset.origin,
             units=metadata.units,
         ),
         dtype=array.dtype.name,
-        chunks=array.chunks,
-        shards=array.shards,
+        chunks=in_order(array.chunks, metadata.order),
+        shards=in_order(array.shards, metadata.order) if array.shards else None,
         compressors=tuple(_compressor_name(c) for c in array.compressors),
     )
 
@@ -325,7 +331,7 @@ def _open_array(metadata: Metadata, folder: Location, where: str, missing: Missi
 def _check_array(metadata: Metadata, array: zarr.Array[Any], where: str) -> None:
     """Refuse an array that cannot be the image that the metadata describe."""
     if array.dtype.str[1:] not in VOXEL_TYPES:
-        raise ImageError(
+        raise UnsupportedError(
             f"{where}: voxels are {array.dtype}; allowed are bool, integers and real floats. Convert them."
         )
     if array.ndim != len(metadata.axes):
@@ -352,10 +358,12 @@ def _check_storage(array: zarr.Array[Any], where: str) -> None:
             f"{where}: shape {array.shape} in chunks of {array.chunks} holds no voxels. Give another level."
         )
     if math.prod(array.chunks) * array.dtype.itemsize >= CHUNK_BYTES:
-        raise ImageError(f"{where}: chunks of {array.chunks} voxels take 2 GiB or more. Write it with smaller chunks.")
+        raise UnsupportedError(
+            f"{where}: chunks of {array.chunks} voxels take 2 GiB or more. Write it with smaller chunks."
+        )
     most = max(-(-n // c) for n, c in zip(array.shape, _dask_chunks(array), strict=True))
     if most > CHUNKS_PER_AXIS:
-        raise ImageError(
+        raise UnsupportedError(
             f"{where}: {most} chunks along an axis; allowed are {CHUNKS_PER_AXIS}. Write it with larger chunks."
         )
 

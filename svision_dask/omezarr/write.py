@@ -244,7 +244,11 @@ def list_labels(path: str | Location, names: Sequence[str], *, version: Version)
     listed: dict[str, Any] = {"labels": list(names)}
     group = _open_ours(path, version)
     try:
-        group.require_group("labels").attrs.put({"ome": {"version": version, **listed}} if version == "0.5" else listed)
+        folder = group.require_group("labels")
+        for name in names:
+            if "/" in name:  # zarr v3 has no groups without metadata of their own
+                folder.require_group(name.rpartition("/")[0])
+        folder.attrs.put({"ome": {"version": version, **listed}} if version == "0.5" else listed)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {first_problem(error)}. Run the command again.") from error
 

@@ -24,7 +24,7 @@ def show_channels(
     """Show each channel as the input does, or from its own voxels where the input does not say.
 
     Voxels of another type have the same intensities, so what is shown stays; the limits of the control, which often are
-    those of the type, become those of the voxels.
+    those of the type, become those of the voxels, as they do where the input does not say them.
     """
     given = volume.shown or (Shown(),) * len(limits)
     measured = None
@@ -34,7 +34,7 @@ def show_channels(
         if window is None:
             measured = measured or _windows(output, levels, limits)
             window = measured[channel]
-        elif np.dtype(dtype) != volume.dtype:
+        elif np.dtype(dtype) != volume.dtype or None in window:
             window = (min(low, window[2]), max(high, window[3]), *window[2:])
         shown.append(replace(each, window=window))
     return shown

@@ -51,6 +51,23 @@ def fields_of(source: str | Location) -> Collection | None:
     return collection if collection is not None and collection.kind in ("plate", "well") else None
 
 
+def check_fields(source: str | Location, opening: Mapping[str, Any] | None = None) -> Collection:
+    """Open every field of a plate or well, without reading voxels, and say which there are.
+
+    Raises
+    ------
+    ImageError
+        If it is no plate or well, or one of its fields is not there or cannot be read.
+    """
+    place = located(source)
+    collection = fields_of(place)
+    if collection is None:
+        raise ImageError(f"{place} is no plate and no well. Use enhance_to_zarr for an image.")
+    for field in collection.images:
+        _open(place, field, opening)
+    return collection
+
+
 def enhance_fields(
     source: str | Location,
     output: str,
@@ -92,16 +109,14 @@ def enhance_fields(
     Raises
     ------
     ImageError
-        If it is no plate or well.
+        If it is no plate or well, or one of its fields cannot be read: before the first is made.
     OutputError
         If something else is in the way, another run makes it, or it was begun with something else.
     SvisionError
         As `pipeline.enhance_to_zarr`, for a field; fields before it stay, to go on with.
     """
     place, target = located(source), local_path(output, "the output of a plate or well").absolute()
-    collection = fields_of(place)
-    if collection is None:
-        raise ImageError(f"{place} is no plate and no well. Use enhance_to_zarr for an image.")
+    collection = check_fields(place, opening)
     wishes = wishes or Wishes()
     asked = _asked(place, model, dtype, wishes, opening)
     _check_begin(target, place, asked, overwrite=overwrite)  # before the lock leaves anything there
