@@ -387,9 +387,11 @@ def test_one_channel_and_time_point_is_compared_and_the_others_are_named():
     alone = compared(coarse, fine)
     assert found.figures["consistency"]["rmse"] == alone.figures["consistency"]["rmse"]
     assert "channel 2 of 3 is compared, no other" in found.warnings
-    with pytest.raises(UsageError, match=r"--channel 3: volume has 3"):
+    with pytest.raises(UsageError, match=r"--channel 3: allowed are 0 to 2"):
         compare(*both, channel=3)
-    with pytest.raises(UsageError, match=r"--channel 1: volume has 1"):
+    with pytest.raises(UsageError, match=r"--time 2: volume has 2"):
+        compare(*both, time=2)
+    with pytest.raises(UsageError, match=r"--channel 1: allowed are 0 to 0"):
         compared(coarse, fine, channel=1)
 
 
