@@ -185,9 +185,11 @@ def test_noise_that_planes_share_makes_no_axial_resolution_of_one_image():
 
 
 def stored(path, voxels, where, attributes):
-    create_store(path, [where], dtype="float32", chunks=(32, 32, 32), shards=(32, 64, 64), attributes={})
+    one = (1,) * (len(where.axes) - 3)
+    create_store(path, [where], dtype="float32", chunks=(*one, 32, 32, 32), shards=(*one, 32, 64, 64), attributes={})
     open_level(path, 0, "r+")[...] = voxels
-    publish(path, [where], name="fine", attributes=attributes)
+    names = [f"channel {i}" for i in range(where.shape[0])] if one else []
+    publish(path, [where], name="fine", channels=names, attributes=attributes)
     return path
 
 

@@ -13,7 +13,6 @@ from svision_dask.commands.given import describing_given
 from svision_dask.commands.options import describing, picking
 from svision_dask.commands.progress import progress
 from svision_dask.degradation import DEGRADES
-from svision_dask.errors import OutputError
 from svision_dask.geometry import SPATIAL
 from svision_dask.running.arguments import parse_lengths
 
@@ -46,9 +45,10 @@ def compare(before: str, after: str, **given: Any) -> None:
     from svision_dask.judging.comparison import compare as measure
     from svision_dask.judging.report import write_report
     from svision_dask.opening.formats import open_volume
+    from svision_dask.running.output import check_page
 
     if given["output"]:
-        _check_page(Path(given["output"]), overwrite=given["overwrite"])
+        check_page(Path(given["output"]), overwrite=given["overwrite"])
     paths = {"before": before, "after": after, "reference": given["reference"]}
     paths = {name: path for name, path in paths.items() if path}
     volumes: dict[str, Any] = {
@@ -83,14 +83,6 @@ def _with_axes(paths: Mapping[str, str], axes: str | None) -> Iterator[tuple[str
     stored = {name: isinstance(located(path), Remote) or is_omezarr(path) for name, path in paths.items()}
     for name, path in paths.items():
         yield name, path, None if stored[name] and not all(stored.values()) else axes
-
-
-def _check_page(path: Path, *, overwrite: bool) -> None:
-    """Refuse, before any work, a page that cannot be written."""
-    if path.exists() and not (overwrite and path.is_file()):
-        raise OutputError(f"{path} exists. Give another name, or --overwrite to replace a file.")
-    if not path.absolute().parent.is_dir():
-        raise OutputError(f"{path}: there is no folder {path.absolute().parent}. Make it, or choose another one.")
 
 
 def comparison_lines(found: Comparison) -> Iterator[str]:

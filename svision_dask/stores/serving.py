@@ -32,7 +32,7 @@ class ImageServer:
         self._server = ThreadingHTTPServer((HOST, 0), handler)
         self._server.daemon_threads = True
         self._address = f"http://{HOST}:{self._server.server_port}/{token}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def url(self, name: str) -> str:
         """Address of an image's folder."""
