@@ -25,8 +25,10 @@ from svision_dask.omezarr.write import create_store, open_level, publish
 from svision_dask.opening.formats import open_volume
 from svision_dask.running.ledger import claim
 from svision_dask.stores.serving import ImageServer
+from svision_dask.volume import Shown
 from tests.browser import find_browser
 from tests.commands import run, write_tiff
+from tests.servers import serve_folder
 from tests.test_comparison import FACTOR, grid, stored
 
 needs_neuroglancer = pytest.mark.skipif(
@@ -107,6 +109,25 @@ def test_one_channel_is_shown_before_and_after_on_its_own_scale(channels, tmp_pa
     for panel in (first, second):
         assert panel.max() > 0.9  # a quarter as bright as the middle channel
         assert np.median(panel) < 0.1
+
+
+@needs_neuroglancer
+@pytest.mark.parametrize("without_parts", [False, True])
+def test_sharded_images_at_urls_are_shown_also_where_the_server_has_no_parts_of_files(images, tmp_path, without_parts):
+    pytest.importorskip("aiohttp")
+    find_browser()
+    before, _, fine = images
+    where = open_volume(before).grid.finer(FACTOR)
+    path = tmp_path / "shards.ome.zarr"
+    create_store(path, [where], dtype="float32", chunks=(16, 32, 32), shards=(16, 96, 96), attributes={})
+    open_level(path, 0, "r+")[...] = fine
+    publish(path, [where], name="a", channels=["a"], attributes={}, shown=[Shown(window=(0, 200, 0, 150))])
+    with serve_folder(tmp_path) as (url, faults):
+        faults.without_parts = without_parts
+        with view(before, f"{url}/shards.ome.zarr") as shown:
+            first, second = panels(shown, tmp_path / "a.png")
+        assert any("GET" in each and "shards.ome.zarr/0/c" in each for each in faults.requests)
+    assert place(second, SIZE[0] // 2 + 10) - place(first, 0) == pytest.approx([0, 304], abs=2)
 
 
 @needs_neuroglancer
