@@ -72,6 +72,8 @@ class Volume:
     levels: tuple[Vector, ...] = ()
     """Spacing of each level of its pyramid, its own first; none where there is no pyramid."""
     labels: tuple[Label, ...] = field(default=(), repr=False)
+    chosen: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
+    """Which channels ``"c"`` and time points ``"t"`` of the image these are, where not all of them."""
 
     @property
     def bare(self) -> Volume:

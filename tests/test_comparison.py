@@ -185,9 +185,11 @@ def test_noise_that_planes_share_makes_no_axial_resolution_of_one_image():
 
 
 def stored(path, voxels, where, attributes):
-    create_store(path, [where], dtype="float32", chunks=(32, 32, 32), shards=(32, 64, 64), attributes={})
+    one = (1,) * (len(where.axes) - 3)
+    create_store(path, [where], dtype="float32", chunks=(*one, 32, 32, 32), shards=(*one, 32, 64, 64), attributes={})
     open_level(path, 0, "r+")[...] = voxels
-    publish(path, [where], name="fine", attributes=attributes)
+    names = [f"channel {i}" for i in range(where.shape[0])] if one else []
+    publish(path, [where], name="fine", channels=names, attributes=attributes)
     return path
 
 
@@ -387,9 +389,11 @@ def test_one_channel_and_time_point_is_compared_and_the_others_are_named():
     alone = compared(coarse, fine)
     assert found.figures["consistency"]["rmse"] == alone.figures["consistency"]["rmse"]
     assert "channel 2 of 3 is compared, no other" in found.warnings
-    with pytest.raises(UsageError, match=r"--channel 3: volume has 3"):
+    with pytest.raises(UsageError, match=r"--channel 3: allowed are 0 to 2"):
         compare(*both, channel=3)
-    with pytest.raises(UsageError, match=r"--channel 1: volume has 1"):
+    with pytest.raises(UsageError, match=r"--time 2: volume has 2"):
+        compare(*both, time=2)
+    with pytest.raises(UsageError, match=r"--channel 1: allowed are 0 to 0"):
         compared(coarse, fine, channel=1)
 
 

@@ -7,7 +7,7 @@ import urllib.request
 
 import pytest
 
-from svision_dask.stores import serving
+from svision_dask.stores import transfer
 from svision_dask.stores.locations import located
 from svision_dask.stores.serving import HOST, ImageServer
 from tests.servers import serve_folder
@@ -67,20 +67,12 @@ def test_what_is_no_file_inside_the_image_is_not_there(served, path):
     error.value.close()
 
 
-def test_links_out_of_the_image_and_files_that_cannot_be_read_are_not_there(served, tmp_path, monkeypatch):
+def test_links_out_of_the_image_are_not_there(served, tmp_path):
     (tmp_path / "a.zarr" / "out").symlink_to(tmp_path / "secret")
     (tmp_path / "a.zarr" / "in").symlink_to(tmp_path / "a.zarr" / "0")
     assert ask(served.url("after") + "in/c/1")[1] == CONTENT
     with pytest.raises(urllib.error.HTTPError, match="404") as error:
         ask(served.url("after") + "out")
-    error.value.close()
-
-    def gone(*_):
-        raise PermissionError
-
-    monkeypatch.setattr(serving, "_read", gone)
-    with pytest.raises(urllib.error.HTTPError, match="404") as error:
-        ask(served.url("after") + "0/c/1")
     error.value.close()
 
 
@@ -113,4 +105,39 @@ def test_an_image_at_a_url_is_passed_on_with_its_parts(tmp_path):
             ask(address + "c/2")
         assert error.value.code == 404
         error.value.close()
+        server.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "fault"), [(m, f) for m in ("GET", "HEAD") for f in ("503", "403", "reset")] + [("GET", "short")]
+)
+def test_what_cannot_be_read_is_not_taken_for_empty_and_told_once(tmp_path, caplog, monkeypatch, method, fault):
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(transfer, "PAUSES", (0.01,))
+    (tmp_path / "a.zarr").mkdir()
+    for name in "01":
+        (tmp_path / "a.zarr" / name).write_bytes(CONTENT)
+    with serve_folder(tmp_path) as (url, faults):
+        server = ImageServer({"after": located(f"{url}/a.zarr")})
+        faults.give(fault, "a.zarr")
+        for name in "01":
+            with pytest.raises(urllib.error.HTTPError) as error:
+                ask(server.url("after") + name, method)
+            assert error.value.code == 502
+            error.value.close()
+        server.close()
+    assert len(caplog.messages) == 1
+    assert f"what is shown is not complete: {'[Errno' if fault != '403' else ''}" in caplog.messages[0]
+    assert "a.zarr/0" in caplog.messages[0]
+
+
+def test_of_a_server_without_parts_of_files_the_part_is_cut_out(tmp_path):
+    pytest.importorskip("aiohttp")
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr" / "0").write_bytes(CONTENT)
+    with serve_folder(tmp_path) as (url, faults):
+        faults.without_parts = True
+        server = ImageServer({"after": located(f"{url}/a.zarr")})
+        for asked, expected in (("bytes=3-9", CONTENT[3:10]), ("bytes=-7", CONTENT[-7:])):
+            assert ask(server.url("after") + "0", Range=asked)[:2] == (206, expected)
         server.close()

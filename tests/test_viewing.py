@@ -18,14 +18,17 @@ import tifffile
 from matplotlib.image import imread
 
 from svision_dask.errors import OutputError, UsageError
-from svision_dask.judging.viewing import View, contrast_so_far, growing, view
+from svision_dask.judging.view_layers import contrast_so_far, growing
+from svision_dask.judging.viewing import View, view
 from svision_dask.network.baselines import reduced
-from svision_dask.omezarr.write import create_store, open_level
+from svision_dask.omezarr.write import create_store, open_level, publish
 from svision_dask.opening.formats import open_volume
 from svision_dask.running.ledger import claim
 from svision_dask.stores.serving import ImageServer
+from svision_dask.volume import Shown
 from tests.browser import find_browser
 from tests.commands import run, write_tiff
+from tests.servers import serve_folder
 from tests.test_comparison import FACTOR, grid, stored
 
 needs_neuroglancer = pytest.mark.skipif(
@@ -74,6 +77,113 @@ def test_before_and_after_show_the_same_place_and_differ(images, tmp_path, kind)
     # Panels are 304 pixels apart, with the bar between them. Half a fine voxel, the least mistake, has 3.3 pixels.
     assert both[1] - both[0] == pytest.approx([0, 304], abs=2)
     assert np.abs(first[:, : second.shape[1]] - second[:, : first.shape[1]]).mean() > 0.001
+
+
+@pytest.fixture(scope="module")
+def channels(images, tmp_path_factory):
+    """Three channels, of which the last has the bead, the middle one is bright all over, and the first is dark."""
+    folder, (_, _, fine) = tmp_path_factory.mktemp("channels"), images
+    fine = np.stack([np.zeros_like(fine), 200 + fine[:, ::-1], fine / 4])
+    coarse = np.stack([reduced(each, FACTOR) for each in fine])
+    where = grid(coarse.shape, spacing=(1.0, 0.8, 0.4, 0.4), origin=(0.0,) * 4, axes="czyx")
+    where = replace(where, units=(None, *where.units[1:]))
+    sizes = dict(zip(("PhysicalSizeZ", "PhysicalSizeY", "PhysicalSizeX"), where.spacing[1:], strict=True))
+    tifffile.imwrite(folder / "before.ome.tif", coarse, ome=True, metadata={"axes": "CZYX", **sizes})
+    stored(folder / "before.ome.zarr", coarse, where, {})
+    made = where.finer((1, *FACTOR))
+    one = replace(made, shape=(1, *made.shape[1:]))
+    stored(folder / "third.ome.zarr", fine[2:], one, {"chosen": {"c": [2]}})
+    return folder, stored(folder / "after.ome.zarr", fine, made, {"chosen": {}})
+
+
+@needs_neuroglancer
+@pytest.mark.parametrize(("kind", "after"), [("zarr", "after"), ("tif", "after"), ("zarr", "third"), ("tif", "third")])
+def test_one_channel_is_shown_before_and_after_on_its_own_scale(channels, tmp_path, kind, after):
+    find_browser()
+    folder, _ = channels
+    channel = 2 if after == "after" else None  # of the third, nothing else was made
+    with view(folder / f"before.ome.{kind}", folder / f"{after}.ome.zarr", channel=channel) as shown:
+        first, second = panels(shown, tmp_path / "a.png")
+    both = place(first, 0), place(second, SIZE[0] // 2 + 10)
+    assert both[1] - both[0] == pytest.approx([0, 304], abs=2)
+    for panel in (first, second):
+        assert panel.max() > 0.9  # a quarter as bright as the middle channel
+        assert np.median(panel) < 0.1
+
+
+@needs_neuroglancer
+@pytest.mark.parametrize("without_parts", [False, True])
+def test_sharded_images_at_urls_are_shown_also_where_the_server_has_no_parts_of_files(images, tmp_path, without_parts):
+    pytest.importorskip("aiohttp")
+    find_browser()
+    before, _, fine = images
+    where = open_volume(before).grid.finer(FACTOR)
+    path = tmp_path / "shards.ome.zarr"
+    create_store(path, [where], dtype="float32", chunks=(16, 32, 32), shards=(16, 96, 96), attributes={})
+    open_level(path, 0, "r+")[...] = fine
+    publish(path, [where], name="a", channels=["a"], attributes={}, shown=[Shown(window=(0, 200, 0, 150))])
+    with serve_folder(tmp_path) as (url, faults):
+        faults.without_parts = without_parts
+        with view(before, f"{url}/shards.ome.zarr") as shown:
+            first, second = panels(shown, tmp_path / "a.png")
+        assert any("GET" in each and "shards.ome.zarr/0/c" in each for each in faults.requests)
+    assert place(second, SIZE[0] // 2 + 10) - place(first, 0) == pytest.approx([0, 304], abs=2)
+
+
+@needs_neuroglancer
+def test_one_level_and_one_of_several_images_is_shown(images, tmp_path):
+    """A bead that only the coarser level has, of the second image."""
+    find_browser()
+    before = images[0]
+    where = open_volume(before).grid
+    (tmp_path / "many.zarr").mkdir()
+    (tmp_path / "many.zarr" / ".zgroup").write_text('{"zarr_format": 2}')
+    (tmp_path / "many.zarr" / ".zattrs").write_text('{"bioformats2raw.layout": 3}')
+    for name, level in (("0", where), ("1", where.finer((1, 2, 2)))):
+        levels = [level] if name == "0" else [level, where]
+        path = tmp_path / "many.zarr" / name
+        create_store(path, levels, dtype="float32", chunks=(8, 16, 16), shards=None, version="0.4", attributes={})
+        publish(path, levels, name=name, channels=(), version="0.4", attributes={})
+    open_level(tmp_path / "many.zarr" / "1", 1, "r+")[...] = open_level(before, 0)[...]
+    with view(tmp_path / "many.zarr", before, series=1, level=1) as shown:
+        first, second = panels(shown, tmp_path / "a.png")
+    assert place(second, SIZE[0] // 2 + 10) - place(first, 0) == pytest.approx([0, 304], abs=2)
+
+
+@needs_neuroglancer
+def test_volumes_of_different_places_are_warned_of(images, tmp_path):
+    before, after, fine = images
+    with view(before, after) as shown:
+        assert shown.warnings == ()
+    elsewhere = replace(open_volume(after).grid, origin=(0.0, 5.0, 0.0))
+    with view(before, stored(tmp_path / "else.ome.zarr", fine, elsewhere, {})) as shown:
+        assert shown.warnings == ("AFTER covers y = 4.9 to 24.1, BEFORE -0.2 to 19: they are not of one place",)
+
+
+@needs_neuroglancer
+def test_a_picture_is_not_replaced_nor_put_where_no_folder_is(images, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"precious")
+    refused = run("view", images[0], "--screenshot", tmp_path / "a.png")
+    assert (refused.exit_code, (tmp_path / "a.png").read_bytes()) == (1, b"precious")
+    assert "a.png exists. Give another name, or --overwrite" in refused.error
+    assert "there is no folder" in run("view", images[0], "--screenshot", tmp_path / "no" / "a.png").error
+    find_browser()
+    assert run("view", images[0], "--screenshot", tmp_path / "a.png", "--overwrite").exit_code == 0
+    assert imread(tmp_path / "a.png").shape[:2] == (800, 1400)
+
+
+@needs_neuroglancer
+def test_all_of_one_volume_is_seen_in_each_of_its_three_planes(tmp_path):
+    find_browser()
+    bright = np.full((48, 48, 48), 200, np.float32)
+    bright[0, 0, 0] = 0
+    cube = stored(tmp_path / "cube.ome.zarr", bright, grid((48,) * 3, spacing=(0.4,) * 3, origin=(0.0,) * 3), {})
+    with view(cube) as shown:
+        drawn = imread(shown.screenshot(tmp_path / "a.png", size=(1400, 800)))[..., :3].mean(axis=2)
+    for corner in (drawn[30:390, :690], drawn[30:390, 710:], drawn[430:740, 710:]):
+        outline = np.concatenate([corner[:8].ravel(), corner[:, :8].ravel(), corner[:, -8:].ravel()])
+        assert (corner > 0.9).sum() > 50_000
+        assert (outline > 0.9).mean() < 0.05
 
 
 @needs_neuroglancer

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from svision_dask.commands.given import describing_given
+from svision_dask.commands.options import describing, picking
 from svision_dask.commands.progress import progress
 from svision_dask.degradation import DEGRADES
-from svision_dask.errors import OutputError
 from svision_dask.geometry import SPATIAL
 from svision_dask.running.arguments import parse_lengths
 
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
 @click.option("--reference", metavar="TRUTH", help="A truth on the grid of AFTER; PSNR, SSIM and FRC need one.")
 @click.option("-o", "--output", metavar="HTML", help="Write a page to look at, such as report.html.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--channel", default=0, show_default=True, help="Which one to compare.")
-@click.option("--time", default=0, show_default=True, help="Which time point to compare.")
+@picking
 @click.option(
     "--degrade",
     type=click.Choice([kind for kind in DEGRADES if kind != "psf"]),
@@ -35,20 +35,25 @@ if TYPE_CHECKING:
 @click.option("--tile", help="Fine voxels between the cuts of AFTER; by default, what it says.")
 @click.option("--range", "data_range", type=float, help="Intensities that count as the full range.")
 @click.option("--beads", is_flag=True, help="Measure the widths of bright spots.")
-@click.option("--axes", help="Axes of TIFFs that do not say, such as zyx.")
+@describing
 @click.option("--overwrite", is_flag=True, help="Replace the page, if it is there.")
 def compare(before: str, after: str, **given: Any) -> None:
-    """Compare the volume BEFORE with AFTER, the OME-Zarr or TIFF that was made of it."""
+    """Compare the volume BEFORE with AFTER, the OME-Zarr or TIFF that was made of it.
+
+    How an image is to be read (--level, --series, --spacing, --unit, --missing) is for BEFORE.
+    """
     from svision_dask.judging.comparison import compare as measure
     from svision_dask.judging.report import write_report
     from svision_dask.opening.formats import open_volume
+    from svision_dask.running.output import check_page
 
     if given["output"]:
-        _check_page(Path(given["output"]), overwrite=given["overwrite"])
+        check_page(Path(given["output"]), overwrite=given["overwrite"])
     paths = {"before": before, "after": after, "reference": given["reference"]}
     paths = {name: path for name, path in paths.items() if path}
     volumes: dict[str, Any] = {
-        name: open_volume(path, axes=axes) for name, path, axes in _with_axes(paths, given["axes"])
+        name: open_volume(path, **{**(describing_given(given) if name == "before" else {}), "axes": axes})
+        for name, path, axes in _with_axes(paths, given["axes"])
     }
     tile = parse_lengths(given["tile"], volumes["after"].grid.axes, option="--tile") if given["tile"] else None
     with progress() as update:
@@ -78,14 +83,6 @@ def _with_axes(paths: Mapping[str, str], axes: str | None) -> Iterator[tuple[str
     stored = {name: isinstance(located(path), Remote) or is_omezarr(path) for name, path in paths.items()}
     for name, path in paths.items():
         yield name, path, None if stored[name] and not all(stored.values()) else axes
-
-
-def _check_page(path: Path, *, overwrite: bool) -> None:
-    """Refuse, before any work, a page that cannot be written."""
-    if path.exists() and not (overwrite and path.is_file()):
-        raise OutputError(f"{path} exists. Give another name, or --overwrite to replace a file.")
-    if not path.absolute().parent.is_dir():
-        raise OutputError(f"{path}: there is no folder {path.absolute().parent}. Make it, or choose another one.")
 
 
 def comparison_lines(found: Comparison) -> Iterator[str]:

@@ -51,9 +51,13 @@ def open_given(source: str, given: Given) -> Volume:
 
 def opening_given(given: Given) -> dict[str, Any]:
     """Collect how inputs are to be opened."""
+    return {**describing_given(given), "channel": given["channel"], "time": given["time"]}
+
+
+def describing_given(given: Given) -> dict[str, Any]:
+    """Collect what says how an image is to be read, but for what of it."""
     spacing = parse_numbers(given["spacing"], option="--spacing") if given["spacing"] is not None else None
-    names = ("level", "series", "channel", "time", "axes", "unit", "missing")
-    return {"spacing": spacing, **{name: given[name] for name in names}}
+    return {"spacing": spacing, **{name: given[name] for name in ("level", "series", "axes", "unit", "missing")}}
 
 
 def first_field(source: str, given: Given) -> str | None:

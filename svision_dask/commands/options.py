@@ -26,11 +26,9 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     return decorate
 
 
-opening = _options(
+describing = _options(
     click.option("--level", default=0, show_default=True, help="Level of an OME-Zarr to read; 0 is the finest."),
     click.option("--series", help="Which of several images (TIFF, bioformats2raw, plate): its number or name."),
-    click.option("--channel", help="Channels to read, by number from 0 or by name: DAPI, or 0,2."),
-    click.option("--time", help="Time points to read, a number from 0 or start:stop."),
     click.option("--axes", help="Axes of a TIFF that does not say, such as zyx or czyx."),
     click.option("--spacing", help="Voxel spacing of a TIFF that does not say: 0.5, 2,0.5,0.5 or z=2,y=0.5,x=0.5."),
     click.option("--unit", help="Unit of the spacing, such as micrometer."),
@@ -42,6 +40,21 @@ opening = _options(
         help="What it means that a chunk of an OME-Zarr is not there.",
     ),
 )
+choosing = _options(
+    click.option("--channel", help="Channels to read, by number from 0 or by name: DAPI, or 0,2."),
+    click.option("--time", help="Time points to read, a number from 0 or start:stop."),
+)
+picking = _options(
+    click.option("--channel", help="Which one of BEFORE, by number from 0 or by name; by default, the first of AFTER."),
+    click.option("--time", type=int, help="Which time point of BEFORE, from 0; by default, the first of AFTER."),
+)
+
+
+def opening(command: Command) -> Command:
+    """Let a command open an image, or some channels and time points of it."""
+    return describing(choosing(command))
+
+
 learning = _options(
     click.option(
         "--factor", default="2", show_default=True, help="How many times finer, 1, 2 or 4: 2, 1,2,2 or z=1,y=2,x=2."

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from svision_dask.degradation import CUBIC, Degradation, Degrade
-from svision_dask.errors import ImageError, ModelError, UsageError
+from svision_dask.errors import ImageError, ModelError
 from svision_dask.geometry import FACTORS, SPATIAL, Shape, Vector, spatial_shape
+from svision_dask.judging.picking import held, pick, pick_reference
 from svision_dask.judging.seams import Cuts, regular_cuts
 from svision_dask.network.model import Model, load_model
 from svision_dask.omezarr.metadata import read_provenance
@@ -117,8 +118,8 @@ def find_compared(
     after: Volume | str | Location,
     reference: Volume | str | Location | None = None,
     *,
-    channel: int = 0,
-    time: int = 0,
+    channel: int | str | None = None,
+    time: int | None = None,
     degrade: Degrade | None = None,
     tile: Mapping[str, int] | None = None,
 ) -> Compared:
@@ -131,7 +132,7 @@ def find_compared(
     reference
         On the grid of ``after``.
     channel, time
-        Which one to compare, counted from 0.
+        Which one of ``before``, counted from 0, or by name; by default, the first that ``after`` was made of.
     degrade
         How coarse voxels came about; by default, what ``after`` says it was made for, or cubic.
     tile
@@ -144,16 +145,21 @@ def find_compared(
     UsageError
         If there is no such channel or time point, or it is not known which PSF is meant.
     """
-    coarse, fine, truth = (
-        None if given is None else _stack(given, {"t": time, "c": channel}) for given in (before, after, reference)
-    )
-    assert coarse is not None
-    assert fine is not None
+    volumes = [v if isinstance(v, Volume) or v is None else open_volume(v) for v in (before, after, reference)]
+    assert volumes[0] is not None
+    assert volumes[1] is not None
+    provenance = _provenance(volumes[1])
+    held_before, held_after = held(volumes[0]), held(volumes[1], provenance)
+    picked, picked_after, alone = pick({"c": channel, "t": time}, held_before, held_after)
+    coarse, fine = Stack(volume=volumes[0], picked=picked), Stack(volume=volumes[1], picked=picked_after)
+    truth = None
+    if volumes[2] is not None:
+        wanted = pick_reference(held(volumes[2]), held_before, held_after, (picked, picked_after))
+        truth = Stack(volume=volumes[2], picked=wanted)
     factor = _factor(coarse, fine)
-    provenance = _provenance(fine)
     model = _model(fine, provenance)
     how = _degradation(degrade, provenance, model)
-    warnings = [*_misplaced(coarse, fine, factor, how or CUBIC), *_unpicked(coarse, channel, time)]
+    warnings = [*_misplaced(coarse, fine, factor, how or CUBIC), *alone]
     if degrade is None and model is None and _known_degradation(provenance) is None:
         warnings.append(ASSUMED)
     if truth is not None:
@@ -169,17 +175,6 @@ def find_compared(
         model=model,
         warnings=tuple(warnings),
     )
-
-
-def _stack(given: Volume | str | Location, wanted: Mapping[str, int]) -> Stack:
-    volume = given if isinstance(given, Volume) else open_volume(given)
-    picked = {axis: index for axis, index in wanted.items() if axis in volume.grid.axes}
-    for axis, index in wanted.items():
-        count = volume.grid.shape[volume.grid.axes.index(axis)] if axis in picked else 1
-        if not 0 <= index < count:
-            word = {"t": "time", "c": "channel"}[axis]
-            raise UsageError(f"--{word} {index}: {volume.name} has {count}, counted from 0. Give one of them.")
-    return Stack(volume=volume, picked=picked)
 
 
 def _factor(before: Stack, after: Stack) -> Shape:
@@ -250,19 +245,13 @@ def _check_reference(after: Stack, reference: Stack) -> list[str]:
     ]
 
 
-def _unpicked(stack: Stack, channel: int, time: int) -> list[str]:
-    grid, words = stack.volume.grid, {"c": ("channel", channel), "t": ("time point", time)}
-    counts = {axis: grid.shape[grid.axes.index(axis)] for axis in "ct" if axis in grid.axes}
-    return [f"{words[a][0]} {words[a][1]} of {n} is compared, no other" for a, n in counts.items() if n > 1]
-
-
 def is_stored_omezarr(volume: Volume) -> bool:
     """Whether a volume is one OME-Zarr; TIFFs do not say where they begin."""
     return len(volume.paths) == 1 and (isinstance(located(volume.paths[0]), Remote) or is_omezarr(volume.paths[0]))
 
 
-def _provenance(after: Stack) -> Mapping[str, Any]:
-    return read_provenance(after.volume.paths[0]) if is_stored_omezarr(after.volume) else {}
+def _provenance(after: Volume) -> Mapping[str, Any]:
+    return read_provenance(after.paths[0]) if is_stored_omezarr(after) else {}
 
 
 def _model(after: Stack, provenance: Mapping[str, Any]) -> Model | None:

@@ -71,8 +71,8 @@ def compare(
     after: Volume | str | Location,
     *,
     reference: Volume | str | Location | None = None,
-    channel: int = 0,
-    time: int = 0,
+    channel: int | str | None = None,
+    time: int | None = None,
     degrade: Degrade | None = None,
     tile: Mapping[str, int] | None = None,
     data_range: float | None = None,
@@ -93,7 +93,7 @@ def compare(
     reference
         A truth on the grid of ``after``. PSNR, SSIM and correlations need one.
     channel, time
-        Which one to compare, counted from 0.
+        Which one of ``before``, counted from 0, or by name; by default, the first that ``after`` was made of.
     degrade
         How coarse voxels come about; by default, what ``after`` says it was made for, or cubic.
     tile
@@ -133,8 +133,8 @@ def compare(
         **described(compared),
         "factor": dict(zip(SPATIAL, compared.factor, strict=True)),
         "degradation": compared.how.kind if compared.how else "psf",
-        "channel": channel,
-        "time": time,
+        "channel": compared.before.picked.get("c", 0),
+        "time": compared.before.picked.get("t", 0),
         "data_range": _range_figures(ranges, data_range, compared),
         **_fidelity_figures(scan, width, absent),
         **_consistency_figures(scan, width, places[0], absent),

@@ -6,30 +6,21 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any
 
 from svision_dask.errors import OutputError, UsageError
-from svision_dask.geometry import FACTORS, SPATIAL, Grid, Regions, Shape
-from svision_dask.judging.compared import Stack
-from svision_dask.judging.scan import OUTLIERS, SAMPLED_BLOCKS, sample_voxels, spread
-from svision_dask.omezarr.metadata import read_attributes, read_provenance
+from svision_dask.geometry import SPATIAL, Grid
+from svision_dask.judging.picking import Picked, Wanted, pick
+from svision_dask.judging.view_layers import UNITS, Image, apart, contrast_of, find, layer, source_of
 from svision_dask.omezarr.read import is_omezarr
-from svision_dask.omezarr.write import open_level
-from svision_dask.opening.formats import open_volume
-from svision_dask.running.output import begun_record
+from svision_dask.running.output import check_page
 from svision_dask.running.trust_images import map_place
 from svision_dask.running.trust_maps import MAPS
-from svision_dask.stores.locations import Location, Remote, located
+from svision_dask.stores.locations import Location
 from svision_dask.stores.serving import HOST, ImageServer
-
-if TYPE_CHECKING:
-    from svision_dask.volume import Volume
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HEADLESS = (
@@ -42,13 +33,9 @@ HEADLESS = (
 SIZE = (1400, 800)
 """Pixels of a screenshot, across and down."""
 PANEL = 640
-"""Pixels of a panel that the volume is to fit."""
-LOOKED_AT = 64
-"""Voxels along each side of a block that the contrast of an output in the making is taken from."""
+"""Pixels of a panel that the volume is to fit: of one of two side by side; of four, there are half as many."""
 SECONDS = 300
 """How long a screenshot may take."""
-UNITS = {"meter": "m", "millimeter": "mm", "micrometer": "um", "nanometer": "nm", "second": "s"}
-"""As OME-Zarr and as neuroglancer spells them."""
 SHADER = """#uicontrol invlerp normalized(range=[{low:.9g}, {high:.9g}])
 void main() {{ emitGrayscale(normalized()); }}
 """
@@ -57,45 +44,20 @@ void main() {{ emitRGB(colormapCubehelix(normalized())); }}
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Layer:
-    """One image in the viewer."""
-
-    source: Any
-    contrast: tuple[float, float] | None
-    grid: Grid
-
-
-@dataclass(frozen=True)
-class _Readable:
-    """What neuroglancer asks of an array: parts of it, read when they are wanted."""
-
-    volume: Volume
-
-    @property
-    def shape(self) -> Shape:
-        return self.volume.grid.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.volume.dtype
-
-    def __getitem__(self, box: Any) -> npt.NDArray[Any]:
-        return self.volume.read(box)
-
-
 class View:
     """A viewer that is being served; close it, or use it as a context."""
 
-    def __init__(self, viewer: Any, server: ImageServer) -> None:
+    def __init__(self, viewer: Any, server: ImageServer, warnings: tuple[str, ...] = ()) -> None:
         self._viewer, self._server = viewer, server
+        self.warnings = warnings
+        """What is odd about the images side by side, a sentence each."""
 
     @property
     def url(self) -> str:
         """What to open in a browser, on this machine."""
         return str(self._viewer)
 
-    def screenshot(self, path: str | Path, *, size: tuple[int, int] = SIZE) -> Path:
+    def screenshot(self, path: str | Path, *, size: tuple[int, int] = SIZE, overwrite: bool = False) -> Path:
         """Draw the view, once everything that it shows is loaded, in a browser without a window.
 
         Parameters
@@ -104,15 +66,15 @@ class View:
             PNG file to write.
         size
             Pixels across and down.
+        overwrite
+            Replace the file, if it is there.
 
         Raises
         ------
         OutputError
-            If there is no browser, or it does not draw in time.
+            If it cannot be written, there is no browser, or it does not draw in time.
         """
-        program = next(filter(None, map(shutil.which, BROWSERS)), None)
-        if program is None:
-            raise OutputError(f"--screenshot: no browser is installed. Install one of {', '.join(BROWSERS)}.")
+        program = browser_for(path, overwrite=overwrite)
         drawn: list[bytes] = []
 
         def wait() -> None:
@@ -146,7 +108,30 @@ class View:
         self.close()
 
 
-def view(before: str | Location, after: str | Location | None = None, *, trust: bool = False) -> View:
+def browser_for(path: str | Path, *, overwrite: bool = False) -> str:
+    """Find the browser that draws a picture, before anything is drawn.
+
+    Raises
+    ------
+    OutputError
+        If the picture cannot be written, or there is no browser.
+    """
+    check_page(Path(path), overwrite=overwrite)
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        raise OutputError(f"--screenshot: no browser is installed. Install one of {', '.join(BROWSERS)}.")
+    return program
+
+
+def view(
+    before: str | Location,
+    after: str | Location | None = None,
+    *,
+    trust: bool = False,
+    channel: int | str | None = None,
+    time: int | None = None,
+    **opening: Any,
+) -> View:
     """Serve volumes to a browser on this machine: side by side, linked, and on one scale of grey.
 
     Nothing is fetched from the network. OME-Zarr is read by the browser, level by level, also from URLs and while it is
@@ -160,6 +145,10 @@ def view(before: str | Location, after: str | Location | None = None, *, trust: 
         What was, or is being, made of it.
     trust
         Also show the trust maps of ``after``, below and in false colours, each on a scale of its own from 0.
+    channel, time
+        Which one of ``before``, counted from 0, or by name; by default, the first that ``after`` was made of.
+    opening
+        How ``before`` is to be read: level, series, axes, spacing, unit and missing, as ``open_volume`` takes them.
 
     Returns
     -------
@@ -171,58 +160,95 @@ def view(before: str | Location, after: str | Location | None = None, *, trust: 
     ImageError
         If one cannot be read.
     UsageError
-        If neuroglancer is not installed, or there are no trust maps to show.
+        If neuroglancer is not installed, there are no trust maps to show, or there is no such channel.
     """
-    maps = _maps(after) if trust else {}
     neuroglancer = _neuroglancer()
-    places = {"before": located(before)} | ({} if after is None else {"after": located(after)}) | maps
-    stored = {name: p for name, p in places.items() if isinstance(p, Remote) or is_omezarr(p)}
-    server = ImageServer(stored)  # the folder of a TIFF holds what nobody asked for
-    try:
-        layers: dict[str, _Layer] = {}
-        for name, place in places.items():
-            layers[name] = _layer(neuroglancer, server, name, place, layers.get("before"))
-        neuroglancer.set_server_bind_address(HOST, 0)
-        viewer = neuroglancer.Viewer()
-        images = [layer for name, layer in layers.items() if name not in maps]
-        low, high = next((layer.contrast for layer in reversed(images) if layer.contrast), (0.0, 1.0))
-        with viewer.txn() as state:
-            for name, layer in layers.items():
-                own = MAP_SHADER.format(high=layer.contrast[1] if layer.contrast else high)
-                shader = own if name in maps else SHADER.format(low=low, high=high)
-                state.layers[name] = neuroglancer.ImageLayer(source=layer.source, shader=shader)
-            _look_at(neuroglancer, state, layers["before"].grid, PANEL // 2 if maps else PANEL)
-            groups = [neuroglancer.LayerGroupViewer(layers=[name], layout="xy") for name in layers]
-            rows = [neuroglancer.row_layout(pair) for pair in (groups[:2], groups[2:]) if pair]
-            state.layout = "4panel" if len(groups) == 1 else neuroglancer.column_layout(rows) if maps else rows[0]
+    images = {"before": find(before, **opening)}
+    if after is not None:
+        images["after"] = find(after, images["before"])
+    picked, warnings = _pick(images, {"c": channel, "t": time})
+    maps = {name: find(place, images["before"]) for name, place in _maps(images.get("after")).items()} if trust else {}
+    shown = {**images, **maps}
+    picked |= dict.fromkeys(maps, picked.get("after", {}))
+    server = ImageServer({name: image.place for name, image in shown.items() if image.stored})
+    try:  # the folder of a TIFF holds what nobody asked for
+        viewer = _viewer(neuroglancer, server, shown, picked, set(maps))
     except BaseException:
         server.close()
         raise
-    return View(viewer, server)
+    return View(viewer, server, warnings)
 
 
-def _maps(after: str | Location | None) -> dict[str, Location]:
+def _pick(images: Mapping[str, Image], wanted: Wanted) -> tuple[dict[str, Picked], tuple[str, ...]]:
+    """Choose the channel and time point of each, and say what is odd."""
+    before, after = images["before"], images.get("after")
+    first, second, warnings = pick(wanted, before.held, (after or before).held)
+    elsewhere = apart(before.grid, after.grid) if after else None
+    odd = () if elsewhere is None else (f"{elsewhere}: they are not of one place",)
+    return {"before": first, "after": second}, (*odd, *(text for text in warnings if "does not say" in text))
+
+
+def _viewer(
+    neuroglancer: Any,
+    server: ImageServer,
+    shown: Mapping[str, Image],
+    picked: Mapping[str, Picked],
+    maps: Collection[str],
+) -> Any:
+    """Lay out the images, each in a panel of its own."""
+    contrast = {name: _contrast(name, image, picked, shown) for name, image in shown.items()}
+    low, high = contrast.get("after") or contrast["before"] or (0.0, 1.0)
+    neuroglancer.set_server_bind_address(HOST, 0)
+    viewer = neuroglancer.Viewer()
+    with viewer.txn() as state:
+        for name, image in shown.items():
+            own = MAP_SHADER.format(high=(contrast[name] or (low, high))[1])
+            shader = own if name in maps else SHADER.format(low=low, high=high)
+            url = server.url(name) if image.stored else ""
+            state.layers[name] = layer(neuroglancer, source_of(neuroglancer, image, url), shader, picked[name])
+        panel = PANEL if len(shown) == 2 else PANEL // 2
+        _look_at(neuroglancer, state, shown["before"].grid, picked["before"], panel, flat=len(shown) > 1)
+        groups = [neuroglancer.LayerGroupViewer(layers=[name], layout="xy") for name in shown]
+        rows = [neuroglancer.row_layout(pair) for pair in (groups[:2], groups[2:]) if pair]
+        state.layout = "4panel" if len(groups) == 1 else neuroglancer.column_layout(rows) if maps else rows[0]
+    return viewer
+
+
+def _contrast(
+    name: str, image: Image, picked: Mapping[str, Picked], shown: Mapping[str, Image]
+) -> tuple[float, float] | None:
+    """Look at an output in the making only where there is nothing better: what it is made of."""
+    return contrast_of(image, picked[name]) if image.is_made or len(shown) == 1 else None
+
+
+def _maps(after: Image | None) -> dict[str, Location]:
     """Find the trust maps of an image."""
     if after is None:
         raise UsageError("--trust: maps belong to AFTER. Give it, or leave out --trust.")
-    maps = {kind: map_place(located(after), kind) for kind in MAPS}
+    maps = {kind: map_place(after.place, kind) for kind in MAPS}
     if not all(is_omezarr(place) for place in maps.values()):
-        raise UsageError(f"--trust: {after} has no trust maps. Make them with svision-dask enhance --trust.")
+        raise UsageError(f"--trust: {after.place} has no trust maps. Make them with svision-dask enhance --trust.")
     return maps
 
 
-def _look_at(neuroglancer: Any, state: Any, grid: Grid, panel: int) -> None:
-    """Look along z at the middle of a volume, all of which fits ``panel`` pixels, x to the right and y down."""
-    order = [axis for axis in "xyztc" if axis in grid.axes]
+def _look_at(neuroglancer: Any, state: Any, grid: Grid, picked: Picked, panel: int, *, flat: bool) -> None:
+    """Look along z at the middle of a volume, all of which fits ``panel`` pixels, x to the right and y down.
+
+    Where it is not looked at ``flat``, it fits along z as well.
+    """
+    order = [axis for axis in "xyzt" if axis in grid.axes]
     index = [grid.axes.index(axis) for axis in order]
     units = [UNITS.get(grid.units[i] or "", "") for i in index]
     scales = [grid.spacing[i] for i in index]
     state.dimensions = neuroglancer.CoordinateSpace(names=order, units=units, scales=scales)
     state.display_dimensions = [axis for axis in order if axis in SPATIAL]
-    middle = grid.world([(n - 1) // 2 if a in SPATIAL else 0 for a, n in zip(grid.axes, grid.shape, strict=True)])
+    at = [(n - 1) // 2 if a in SPATIAL else picked[a] for a, n in zip(grid.axes, grid.shape, strict=True)]
+    middle = grid.world(at)
     state.position = [middle[i] / grid.spacing[i] for i in index]
     finest = min(grid.spacing[i] for i in grid.spatial)
-    state.cross_section_scale = max(grid.shape[i] * grid.spacing[i] for i in index[:2]) / finest / panel
+    seen = [axis for axis in order if axis in ("yx" if flat else SPATIAL)]
+    longest = max(grid.shape[i] * grid.spacing[i] for i in (grid.axes.index(axis) for axis in seen))
+    state.cross_section_scale = longest / finest / panel
     state.show_axis_lines = False
     state.show_default_annotations = False
 
@@ -233,88 +259,3 @@ def _neuroglancer() -> Any:
     except ImportError as error:
         raise UsageError("view: neuroglancer is not installed. Run: pip install 'svision-dask[view]'.") from error
     return neuroglancer
-
-
-def _layer(neuroglancer: Any, server: ImageServer, name: str, place: Location, before: _Layer | None) -> _Layer:
-    if not isinstance(place, Remote) and not is_omezarr(place):
-        volume = open_volume(place)
-        data = neuroglancer.LocalVolume(_Readable(volume), dimensions=_space(neuroglancer, volume.grid))
-        source = _placed(neuroglancer, data, volume.grid)
-        return _Layer(source=source, contrast=_contrast(volume), grid=volume.grid)
-    version, attributes = read_attributes(place)
-    if read_provenance(place).get("state") == "incomplete":
-        grid = growing(place, before.grid if before else None)
-        url = f"{server.url(name)}0/|zarr{version}:"
-        contrast = contrast_so_far(place) if before is None else None  # that of what it is made of is better
-        return _Layer(source=_placed(neuroglancer, url, grid), contrast=contrast, grid=grid)
-    volume = open_volume(place)
-    contrast = _window(attributes) or _contrast(volume)
-    return _Layer(source=f"{server.url(name)}|zarr{version}:", contrast=contrast, grid=volume.grid)
-
-
-def growing(place: Location, coarse: Grid | None) -> Grid:
-    """Find where an output lies that does not say so yet: by the record of its run, or by what it is made of.
-
-    Raises
-    ------
-    UsageError
-        If there is no record here, as for outputs at URLs, and ``coarse`` is not what it is made of.
-    """
-    shape, record = open_level(place, 0).shape, begun_record(place)
-    if record is not None:
-        return Grid(
-            axes=record["axes"],
-            shape=shape,
-            spacing=tuple(record["output_spacing"]),
-            origin=tuple(record["output_origin"]),
-            units=tuple(record["units"]),
-        )
-    if coarse is None:
-        raise UsageError(f"{place} is being made: give what it is made of first, which says where it lies.")
-    factor = tuple(n // m for n, m in zip(shape, coarse.shape, strict=True)) if len(shape) == len(coarse.shape) else ()
-    training = read_provenance(place).get("training") or {}
-    if any(f not in FACTORS for f in factor) or not factor:
-        raise UsageError(f"{place} is being made of another volume. Give that one first.")
-    return coarse.finer(factor, training.get("sampling", "area"))
-
-
-def contrast_so_far(place: Location) -> tuple[float, float] | None:
-    """Take percentiles of blocks spread over an output in the making; what is 0 is not done yet, or dark."""
-    array = open_level(place, 0)
-    blocks = Regions(shape=array.shape, unit=tuple(min(n, LOOKED_AT) for n in array.shape))
-    read = [np.asarray(array[blocks.at(i).box]).ravel() for i in spread(len(blocks), SAMPLED_BLOCKS)]
-    done = np.concatenate([values[(values != 0) & np.isfinite(values)] for values in read])
-    low, high = np.percentile(done, OUTLIERS) if done.size else (0.0, 0.0)
-    return (float(low), float(high)) if low < high else None
-
-
-def _space(neuroglancer: Any, grid: Grid) -> Any:
-    units = [UNITS.get(unit or "", "") for unit in grid.units]
-    return neuroglancer.CoordinateSpace(names=list(grid.axes), units=units, scales=list(grid.spacing))
-
-
-def _placed(neuroglancer: Any, source: Any, grid: Grid) -> Any:
-    """Put voxels where they are in the world: neuroglancer counts in voxels, and voxel 0 begins half of one earlier."""
-    shift = [o / s - 0.5 * (axis in SPATIAL) for axis, o, s in zip(grid.axes, grid.origin, grid.spacing, strict=True)]
-    matrix = np.column_stack([np.eye(len(shift)), shift])
-    transform = neuroglancer.CoordinateSpaceTransform(
-        input_dimensions=_space(neuroglancer, grid), output_dimensions=_space(neuroglancer, grid), matrix=matrix
-    )
-    return neuroglancer.LayerDataSource(url=source, transform=transform)
-
-
-def _window(attributes: Any) -> tuple[float, float] | None:
-    """Read the display window that an OME-Zarr asks for, if it does."""
-    try:
-        image = attributes.get("ome", attributes)
-        window = image["omero"]["channels"][0]["window"]
-        low, high = float(window["start"]), float(window["end"])
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        return None
-    return (low, high) if low < high else None
-
-
-def _contrast(volume: Volume) -> tuple[float, float] | None:
-    picked = {axis: 0 for axis in volume.grid.axes if axis not in SPATIAL}
-    low, high = np.percentile(sample_voxels(Stack(volume=volume, picked=picked)), OUTLIERS)
-    return (float(low), float(high)) if low < high else None

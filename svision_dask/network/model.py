@@ -254,14 +254,14 @@ def model_file(place: str | Path) -> Path | None:
 def _content_of(found: Location) -> bytes:
     """Read a file that is no larger than models are."""
     try:
-        here = found.stat().st_size if isinstance(found, Path) and found.is_file() else None
-        size = found.size() if isinstance(found, Remote) else here
+        size = found.size() if isinstance(found, Remote) else found.stat().st_size
         if size is None:
-            unsaid = ", or the server does not say its size" if isinstance(found, Remote) else ""
-            raise ModelError(f"{found}: no such model file{unsaid}. Make one with svision-dask train.")
+            raise ModelError(f"{found}: the server does not say its size. Copy the model here.")
         if size > MAX_BYTES:
             raise ModelError(f"{found}: {size} bytes; a model has at most {MAX_BYTES}. Is it another file?")
         return found.read_part(0, size) if isinstance(found, Remote) else found.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise ModelError(f"{found}: no such model file. Make one with svision-dask train.") from error
     except OSError as error:
         raise ModelError(f"{found}: the model cannot be read ({error}). Copy it here anew.") from error
 

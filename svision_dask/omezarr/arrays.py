@@ -11,6 +11,8 @@ import zarr
 from svision_dask.codec import Codec
 from svision_dask.errors import PlanError, UsageError
 from svision_dask.geometry import Grid, Shape
+from svision_dask.stores.locations import Location
+from svision_dask.stores.remote_store import store_at
 from svision_dask.wishes import Version
 
 SHARD_BYTES = 2**31
@@ -67,3 +69,11 @@ def create_level(
         form = {"compressors": compressors, "shards": shards, "dimension_names": list(grid.axes)}
     config: Any = {"write_empty_chunks": True}
     group.create_array(path, shape=grid.shape, dtype=dtype, chunks=chunks, fill_value=0, config=config, **form)
+
+
+def dimension_names(folder: Location) -> list[str]:
+    """Say what a stored array calls its axes; those without names are d0, d1 and so on, as neuroglancer has them."""
+    array = zarr.open_array(store_at(folder), mode="r")
+    names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
+    known = names if isinstance(names, list | tuple) and len(names) == array.ndim else [None] * array.ndim
+    return [str(name) if name else f"d{i}" for i, name in enumerate(known)]

@@ -91,14 +91,20 @@ def _channels(volume: Volume, channel: Channels) -> tuple[int, ...]:
     if isinstance(channel, str) and channel not in names:  # a name may have a comma in it
         channel = [part.strip() for part in channel.split(",")]
     wanted = [channel] if isinstance(channel, str | int) else list(channel)
-    chosen = tuple(_channel(name, names, count) for name in wanted)
+    chosen = tuple(channel_number(name, names, count) for name in wanted)
     if not chosen or len(set(chosen)) < len(chosen):
         raise UsageError(f"--channel {channel}: give each channel once, at least one.")
     return chosen
 
 
-def _channel(wanted: int | str, names: Sequence[str], count: int) -> int:
-    """Find the number of one channel: a name goes before a number, and a name that occurs twice is none."""
+def channel_number(wanted: int | str, names: Sequence[str], count: int) -> int:
+    """Find the number of one channel: a name goes before a number, and a name that occurs twice is none.
+
+    Raises
+    ------
+    UsageError
+        If there is none such.
+    """
     if isinstance(wanted, str) and names.count(wanted) == 1:
         return names.index(wanted)
     number = int(wanted) if isinstance(wanted, int) or wanted.isdecimal() else -1
@@ -155,11 +161,13 @@ def _taken(volume: Volume, axis: str, chosen: tuple[int, ...]) -> Volume:
         voxels = Volume.from_source(source, grid, chunks=chunks).voxels
     else:
         source, voxels = None, da.take(volume.voxels, list(chosen), axis=at)
+    known = volume.chosen.get(axis, range(volume.grid.shape[at]))
     return replace(
         volume,
         voxels=voxels,
         source=source,
         grid=grid,
+        chosen={**volume.chosen, axis: tuple(known[i] for i in chosen)},
         channels=_of_chosen(volume.channels, axis, chosen),
         shown=_of_chosen(volume.shown, axis, chosen),
         labels=tuple(replace(label, volume=_taken_label(label.volume, axis, chosen)) for label in volume.labels),

@@ -78,6 +78,20 @@ def check_new_file(path: str | Path) -> None:
     _check_folder(target)
 
 
+def check_page(path: Path, *, overwrite: bool) -> None:
+    """Check, before any work, that a page or a picture can be written.
+
+    Raises
+    ------
+    OutputError
+        If it exists, and is not to be replaced, or its folder does not.
+    """
+    if path.exists() and not (overwrite and path.is_file()):
+        raise OutputError(f"{path} exists. Give another name, or --overwrite to replace a file.")
+    if not path.absolute().parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {path.absolute().parent}. Make it, or choose another one.")
+
+
 def remove_existing(output: str | Location) -> None:
     """Delete an output that ``check_output`` allowed to replace."""
     target = located(output).absolute()

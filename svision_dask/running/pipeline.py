@@ -235,6 +235,7 @@ def enhance_to_zarr(
     about = {
         "package": f"svision-dask {version('svision-dask')}",
         "input": volume.name,
+        "chosen": {axis: list(which) for axis, which in volume.chosen.items()},
         "dropped": list(volume.dropped),
         "model": trained.digest,
         "drift": differences,
@@ -366,7 +367,12 @@ def copy_to_zarr(
         wishes=replace(wishes, device="cpu", gpu_bytes=None, trust=False),
     )
     package = f"svision-dask {version('svision-dask')}"
-    about = {"package": package, "input": volume.name, "dropped": list(volume.dropped)}
+    about = {
+        "package": package,
+        "input": volume.name,
+        "chosen": {axis: list(which) for axis, which in volume.chosen.items()},
+        "dropped": list(volume.dropped),
+    }
     task = CopyTask(volume=volume.bare, output=str(located(output).absolute()))
     job = Job(
         volume=volume,

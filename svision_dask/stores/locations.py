@@ -105,11 +105,14 @@ class Remote:
         return content or b""
 
     def size(self) -> int | None:
-        """Ask for its bytes; None where it is not there, or the server does not say."""
-        try:
-            facts: dict[str, Any] = self._run(lambda fs, path: fs._info(path))
-        except FileNotFoundError:
-            return None
+        """Ask for its bytes; None where the server does not say.
+
+        Raises
+        ------
+        OSError
+            If it is not there, or cannot be asked for.
+        """
+        facts: dict[str, Any] = self._run(lambda fs, path: fs._info(path))
         return facts.get("size") if facts.get("type", "file") == "file" else None
 
     def write_bytes(self, content: bytes) -> None:

@@ -158,7 +158,11 @@ async def _unless_absent(call: Callable[[], Awaitable[bytes]], path: str) -> byt
 
 def _plain(error: Exception, url: str) -> OSError:
     """Put an error of fsspec, aiohttp, botocore or gcsfs as one of Python's own, without what it carries."""
-    status, kinds = _status(error), {kind.__name__ for kind in type(error).__mro__}
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and _status(cause) != 404:
+        known = _status(cause) or isinstance(cause, TimeoutError) or _kinds(cause) & BROKEN
+        error = cause if known else error  # fsspec says of any web server that does not tell a size: not there
+    status, kinds = _status(error), _kinds(error)
     said = " ".join(str(error).split())[:200]
     if isinstance(error, FileNotFoundError) or status == 404:
         return FileNotFoundError(errno.ENOENT, "not there", url)
@@ -176,6 +180,10 @@ def _plain(error: Exception, url: str) -> OSError:
         return OSError(errno.EAGAIN, f"{url}: the connection broke: {type(error).__name__}: {_without_urls(said)}")
     number = error.errno if isinstance(error, OSError) and error.errno else errno.EINVAL
     return OSError(number, f"{url}: {type(error).__name__}: {_without_urls(said)}")
+
+
+def _kinds(error: Exception) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__}
 
 
 def _without_urls(text: str) -> str:
