@@ -150,7 +150,10 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def with_figures(text: str) -> str:
-    """``text`` of README.md with the figures of today."""
+    """``text`` of README.md with the figures of today, which it has once."""
+    for marker in (BEGIN, END):
+        if text.count(marker) != 1:
+            raise ValueError(f"{text.count(marker)} lines {marker!r}, and there must be one. Delete the others.")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n\n{readme_figures()}\n\n{END}{after}"

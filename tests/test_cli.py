@@ -68,9 +68,10 @@ def test_help_imports_nothing_heavy():
 import contextlib, io, sys
 from svision_dask.commands.cli import main
 for arguments in ([], *([name] for name in main.commands)):
-    with contextlib.redirect_stdout(io.StringIO()) as help:
-        main([*arguments, "--help"], standalone_mode=False)
+    with contextlib.redirect_stdout(io.StringIO()) as help, contextlib.redirect_stderr(io.StringIO()) as errors:
+        assert not main([*arguments, "--help"], standalone_mode=False)
     assert "Usage" in help.getvalue()
+    assert errors.getvalue() == ""
 print(sorted({HEAVY!r} & set(sys.modules)))
 """
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)

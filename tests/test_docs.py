@@ -104,6 +104,14 @@ def test_the_figures_of_the_readme_are_those_of_the_benchmarks():
     assert readme == figures.with_figures(readme), "run: python benchmarks/page.py"
 
 
+@pytest.mark.parametrize("marker", ["BEGIN", "END"])
+def test_figures_that_stand_there_twice_or_not_at_all_are_noticed(marker):
+    readme, line = text_of(ROOT / "README.md"), getattr(figures, marker)
+    for text, count in ((f"{readme}\n{line}\n", 2), (readme.replace(line, ""), 0)):
+        with pytest.raises(ValueError, match=f"{count} lines '{line}', and there must be one"):
+            figures.with_figures(text)
+
+
 def test_the_page_of_benchmarks_has_every_result(tmp_path, monkeypatch):
     rows = {"volume a": {"psnr": 31.25, "tile": [64, 32]}, "volume b": {"psnr": 7.5, "tile": [1, 2]}}
     found = {"environment": {"cores": 3}, "rows": rows, "other": 5.125, "unset": None}

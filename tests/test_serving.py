@@ -15,12 +15,17 @@ from tests.servers import serve_folder
 CONTENT = bytes(range(200))
 
 
-@pytest.fixture
-def served(tmp_path):
-    image = tmp_path / "a.zarr"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("served")
+
+
+@pytest.fixture(scope="module")
+def served(folder):
+    image = folder / "a.zarr"
     (image / "0" / "c").mkdir(parents=True)
     (image / "0" / "c" / "1").write_bytes(CONTENT)
-    (tmp_path / "secret").write_bytes(b"secret")
+    (folder / "secret").write_bytes(b"secret")
     server = ImageServer({"after": image})
     yield server
     server.close()
@@ -67,9 +72,9 @@ def test_what_is_no_file_inside_the_image_is_not_there(served, path):
     error.value.close()
 
 
-def test_links_out_of_the_image_are_not_there(served, tmp_path):
-    (tmp_path / "a.zarr" / "out").symlink_to(tmp_path / "secret")
-    (tmp_path / "a.zarr" / "in").symlink_to(tmp_path / "a.zarr" / "0")
+def test_links_out_of_the_image_are_not_there(served, folder):
+    (folder / "a.zarr" / "out").symlink_to(folder / "secret")
+    (folder / "a.zarr" / "in").symlink_to(folder / "a.zarr" / "0")
     assert ask(served.url("after") + "in/c/1")[1] == CONTENT
     with pytest.raises(urllib.error.HTTPError, match="404") as error:
         ask(served.url("after") + "out")

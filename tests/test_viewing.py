@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -281,13 +280,11 @@ def test_the_command_writes_a_picture(images, tmp_path):
     assert imread(tmp_path / "c.png").shape[:2] == (800, 1400)
 
 
-def test_without_neuroglancer_the_command_says_what_to_install(images):
-    code = "import sys; sys.modules['neuroglancer'] = None\nfrom svision_dask.commands.cli import main\nmain()"
-    ended = subprocess.run(
-        [sys.executable, "-c", code, "view", str(images[0])], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert ended.returncode == 2
-    assert "pip install 'svision-dask[view]'" in ended.stderr
+def test_without_neuroglancer_the_command_says_what_to_install(images, monkeypatch):
+    monkeypatch.setitem(sys.modules, "neuroglancer", None)
+    ended = run("view", images[0])
+    assert ended.exit_code == 2
+    assert "pip install 'svision-dask[view]'" in ended.error
 
 
 @needs_neuroglancer

@@ -41,6 +41,8 @@ class Commands(click.Group):
         try:
             with _interruptible():
                 return super().invoke(ctx)
+        except click.exceptions.Exit:  # a RuntimeError, with which --help ends
+            raise
         except (SvisionError, OSError, MemoryError, RuntimeError) as error:
             if ctx.params.get("verbose", 0) >= SHOW_TRACEBACK:
                 traceback.print_exc()
