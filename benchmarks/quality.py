@@ -120,7 +120,8 @@ def _true_pairs(coarse: Voxels, fine: Voxels, margin: tuple[int, ...], spec: Sta
     scale = Scale(
         coarse=torch.from_numpy(mirror_pad(coarse, margin))[None, None],
         fine=torch.from_numpy(np.ascontiguousarray(fine))[None, None],
-        missing_noise=(0.0, 0.0),
+        noise=(0.0, 0.0),
+        kept=0.0,
         axes="zyx",
         shift=0.0,
     )

@@ -92,6 +92,7 @@ def lateral_pairs(
     offsets: Sequence[float],
     scales: Sequence[float],
     how: Degradation = CUBIC,
+    match_brightness: bool = False,
 ) -> Pairs:
     """Make pairs in which y, and then x, stands for z.
 
@@ -101,7 +102,7 @@ def lateral_pairs(
         The sample (c, z, y, x; standardised).
     zoom
         Of what stands for z.
-    margin, noise, offsets, scales, how
+    margin, noise, offsets, scales, how, match_brightness
         As `pairs.make_pairs`.
 
     Raises
@@ -121,6 +122,7 @@ def lateral_pairs(
             scales=scales,
             how=how,
             axes=axes,
+            match_brightness=match_brightness,
         )
         made += list(pairs.scales)
     return Pairs(scales=tuple(made), margin=margin, factor=FACTOR, how=how, turned=False)

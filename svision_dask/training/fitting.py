@@ -36,6 +36,8 @@ class TrainSettings:
     """Whether the pairs get the noise that reduction takes away."""
     match_zoom: bool = True
     """Whether the pairs are made at the scale at which they are as rough as the volume."""
+    match_brightness: bool = True
+    """Whether the pairs are made as bright as the volume."""
     spread: float = SPREAD
     """How far around that scale three others lie, which take its place; 0 for none."""
     fit_damping: bool = True
@@ -57,6 +59,7 @@ SETTINGS: Mapping[Preset, TrainSettings] = {
         loss=F.mse_loss,
         match_noise=False,
         match_zoom=False,
+        match_brightness=False,
         fit_damping=False,
     ),
 }
@@ -207,7 +210,7 @@ def _residual_scale(pairs: Pairs) -> float:
     """Root mean square of what cubic interpolation leaves, over all channels, in standardised units."""
     spare = tuple(m - UP_REACH * (f == 2) for m, f in zip(pairs.margin, pairs.factor, strict=True))
     interpolations = (upsample(trim(s.coarse, spare), pairs.factor, pairs.how) for s in pairs.scales)
-    squares = [float((s.fine - i).square().mean()) for s, i in zip(pairs.scales, interpolations, strict=True)]
+    squares = [s.gain * float((s.fine - i).square().mean()) for s, i in zip(pairs.scales, interpolations, strict=True)]
     return max(math.sqrt(sum(squares) / len(squares)), 1e-6)
 
 

@@ -15,6 +15,7 @@ from svision_dask.degradation import CUBIC, Degradation
 from svision_dask.errors import SampleError
 from svision_dask.geometry import SPATIAL, Shape
 from svision_dask.network.resample import degrade
+from svision_dask.training.brightness import black_level, brightness
 from svision_dask.training.noise_estimate import Noise
 from svision_dask.volume import mirror_pad
 
@@ -36,12 +37,18 @@ class Scale:
     """(1, 1, z, y, x): the reduction of ``fine``, with a margin, mirrored at its faces."""
     fine: torch.Tensor
     """(1, 1, fz·z, fy·y, fx·x) without the margin: what the network shall predict."""
-    missing_noise: tuple[float, float]
-    """Floor and gain of the variance to add to ``coarse``: ``floor + gain · max(v + shift, 0)``, standardised."""
+    noise: tuple[float, float]
+    """Floor and gain of its variance where the network is applied: ``floor + gain · max(v + shift, 0)``, standardised."""
+    kept: float
+    """Share of that variance which ``coarse`` has already."""
     axes: str
     """Which axis of the volume each of the three is: not z, y, x where another axis stands for z."""
     shift: float
     """What to add to a standardised voxel to get its distance from the offset of the noise."""
+    black: float = 0.0
+    """Level above which things are bright."""
+    gain: float = 1.0
+    """By how much brighter they are where the network is applied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +96,9 @@ class Pairs:
             coarse.append(scale.coarse[_window(shifted, size, (1, 1, 1), halo)])
             fine.append(scale.fine[_window(first, size, self.factor, (0, 0, 0), early)])
         turn = self.turned and self.factor[1] == self.factor[2] and bool(rng.integers(2))
-        noisy = _add_noise(torch.cat(coarse), scale, rng)
-        return _turned(noisy, flips, turn), _turned(torch.cat(fine), flips, turn)
+        gain = scale.gain ** rng.random()
+        bright = _brighter(torch.cat(coarse), scale.black, gain), _brighter(torch.cat(fine), scale.black, gain)
+        return _turned(_add_noise(bright[0], scale, gain, rng), flips, turn), _turned(bright[1], flips, turn)
 
     def hold_back(self) -> tuple[Pairs, Pairs] | None:
         """Split into what to train on and what to judge by: a slab across the longest axis, near its middle.
@@ -167,6 +175,7 @@ def make_pairs(
     scales: Sequence[float],
     how: Degradation = CUBIC,
     axes: str = SPATIAL,
+    match_brightness: bool = False,
 ) -> Pairs:
     """Enlarge every channel of ``voxels`` (c, z, y, x; standardised) by every zoom, and reduce it.
 
@@ -186,6 +195,8 @@ def make_pairs(
         To reduce.
     axes
         Of the volume, that the last three of ``voxels`` are.
+    match_brightness
+        Whether both of a pair get back the brightness that reduction took away.
 
     Raises
     ------
@@ -198,17 +209,16 @@ def make_pairs(
             raise SampleError(f"sample of {n} voxel along {axis}: at least {f} are needed. Use --factor {keep}.")
     made = []
     for (channel, model, offset, scale), zoom in product(zip(voxels, noise, offsets, scales, strict=True), zooms):
-        kept = noise_kept(factor, zoom, how)
         fine = enlarged(torch.from_numpy(channel)[None, None], factor, zoom)
-        made.append(
-            Scale(
-                coarse=_padded(reduced(fine, factor, how), margin),
-                fine=fine,
-                missing_noise=((1 - kept) * model.floor / scale**2, (1 - kept) * model.gain / scale),
-                axes=axes,
-                shift=(offset - model.offset) / scale,
-            )
+        pair = Scale(
+            coarse=_padded(reduced(fine, factor, how), margin),
+            fine=fine,
+            noise=(model.floor / scale**2, model.gain / scale),
+            kept=noise_kept(factor, zoom, how),
+            axes=axes,
+            shift=(offset - model.offset) / scale,
         )
+        made.append(_matched(pair, torch.from_numpy(channel)) if match_brightness else pair)
     return Pairs(scales=tuple(made), margin=margin, factor=factor, how=how, turned=how.down[1] == how.down[2])
 
 
@@ -248,8 +258,21 @@ def noise_kept(factor: Shape, zoom: Zoom, how: Degradation) -> float:
     return min(1.0, float(reduced(enlarged(white, factor, zoom), factor, how).var()))
 
 
-def _add_noise(coarse: torch.Tensor, scale: Scale, rng: np.random.Generator) -> torch.Tensor:
-    floor, gain = scale.missing_noise
+def _matched(pair: Scale, voxels: torch.Tensor) -> Scale:
+    """Find by how much brighter ``voxels`` are than their reduction; noise does not count."""
+    black = black_level(voxels)
+    dim = brightness(_add_noise(pair.coarse, pair, 1.0, np.random.default_rng(0)), black)
+    return replace(pair, black=black, gain=max(1.0, brightness(voxels, black) / dim) if dim else 1.0)
+
+
+def _brighter(voxels: torch.Tensor, black: float, gain: float) -> torch.Tensor:
+    return voxels if gain == 1 else (voxels - black).mul_(gain).add_(black)
+
+
+def _add_noise(coarse: torch.Tensor, scale: Scale, by: float, rng: np.random.Generator) -> torch.Tensor:
+    """Add what is missing: made brighter, the variance has grown with the square, and is to grow like the signal."""
+    floor = scale.noise[0] * max(0.0, 1 - scale.kept * by**2)
+    gain = scale.noise[1] * max(0.0, 1 - scale.kept * by)
     if floor <= 0 and gain <= 0:
         return coarse
     variance = floor + gain * (coarse + scale.shift).clamp_min(0)

@@ -237,12 +237,13 @@ def _pairs(
         "offsets": [n.offset for n in constants],
         "scales": [n.scale for n in constants],
         "how": how,
+        "match_brightness": settings.match_brightness,
     }
     if spec.axial:
         pairs = lateral_pairs(voxels, zoom=zoom[0], **common)
     else:
         pairs = make_pairs(voxels, factor=spec.factor, zooms=around(zoom, settings.spread), **common)
-    return pairs, {"noise": [asdict(n) for n in noise], "zoom": zoom}
+    return pairs, {"noise": [asdict(n) for n in noise], "zoom": zoom, "gain": [s.gain for s in pairs.scales]}
 
 
 def _zoom(spec: StageSpec, voxels: npt.NDArray[np.float32], noise: Sequence[Noise], psf: Psf | None) -> Zoom:
