@@ -104,6 +104,7 @@ LIBRARIES = {
     "tiff/planes": {"numpy", "tifffile"},
     "tiff/read": {"numpy", "tifffile"},
     "training/axial": {"numpy", "torch"},
+    "training/brightness": {"torch"},
     "training/drift": {"numpy", "torch"},
     "training/exam": {"numpy", "torch"},
     "training/fitting": {"numpy", "torch"},

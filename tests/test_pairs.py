@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from svision_dask.degradation import CUBIC, Degradation
 from svision_dask.errors import SampleError
+from svision_dask.network.architecture import architecture
 from svision_dask.simulation.simulate import reduce_cubic
+from svision_dask.training.fitting import settings_for, shortened
 from svision_dask.training.noise_estimate import SILENT, Noise
 from svision_dask.training.pairs import Pairs, make_pairs
 from svision_dask.volume import mirror_pad
@@ -210,3 +215,45 @@ def test_the_same_slab_is_held_back_at_every_scale():
     cut = [tuple(n < m / 2 for n, m in zip(slab, whole, strict=True)) for slab, whole in sizes]
     assert set(cut) == {(False, True, False)}  # y is the longest at the first scale
     assert len(learned.scales) == 6
+
+
+def brightened(voxels: np.ndarray, offset: float = 0.0, scale: float = 1.0) -> Pairs:
+    """Pairs of ``offset + scale · voxels`` that are to be as bright as it."""
+    zooms: dict[str, Any] = {"zooms": [NO_ZOOM], "noise": [SILENT], "offsets": [0.0], "scales": [1.0]}
+    volume = (offset + scale * voxels[None]).astype(np.float32)
+    return make_pairs(volume, factor=(2, 2, 2), margin=(3, 3, 3), match_brightness=True, **zooms)
+
+
+def points(distance: int = 8) -> np.ndarray:
+    voxels = np.zeros((32, 32, 32), np.float32)
+    voxels[4::distance, 4::distance, 4::distance] = 1
+    return voxels
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(0.0, 1.0), (-300.0, 50.0)])
+def test_pairs_of_points_are_drawn_from_as_dim_as_they_are_to_as_bright_as_the_volume(offset, scale):
+    pairs = brightened(points(), offset, scale)
+    highest = [float((coarse.max() - offset) / scale) for coarse, _ in draw_all(pairs, (13, 13, 13), 200)]
+    # The antialiased kernel leaves (111/256)³ = 0.08 of a point in a voxel that holds it.
+    assert min(highest) == pytest.approx((111 / 256) ** 3, rel=0.05)
+    assert max(highest) == pytest.approx(1, abs=0.1)
+    for coarse, fine in draw_all(pairs, (13, 13, 13), 5):
+        inner = coarse[:, :, 3:-3, 3:-3, 3:-3]
+        ratio = (fine.double().mean() - offset) / (inner.double().mean() - offset)
+        assert float(ratio) == pytest.approx(1, abs=0.1)  # both of a pair alike
+
+
+def test_what_reduction_makes_dim_is_learned_for_fewer_steps_unless_they_are_asked_for():
+    design = architecture("best", (2, 2, 2), "zyx")
+    (gain,) = {scale.gain for scale in brightened(points()).scales}
+    settings = settings_for("best", design, None)
+    assert shortened(settings, brightened(points())).steps == round(settings.steps / gain) < settings.steps / 3
+    assert shortened(settings, pairs_of(points())).steps == settings.steps
+    assert shortened(settings_for("best", design, 70), brightened(points())).steps == 70
+
+
+def test_what_is_as_bright_once_reduced_stays_as_it_is():
+    blurred = ndimage.gaussian_filter(points(16), 2.5)
+    texture = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((32, 32, 32)), 1.5)
+    for voxels in (blurred, texture, np.zeros((32, 32, 32))):
+        assert brightened(voxels.astype(np.float32)).scales[0].gain == 1

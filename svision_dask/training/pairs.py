@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,7 @@ from svision_dask.degradation import CUBIC, Degradation
 from svision_dask.errors import SampleError
 from svision_dask.geometry import SPATIAL, Shape
 from svision_dask.network.resample import degrade
-from svision_dask.training.brightness import black_level, brightness
+from svision_dask.training.brightness import black_level, matched_gain
 from svision_dask.training.noise_estimate import Noise
 from svision_dask.volume import mirror_pad
 
@@ -38,7 +37,7 @@ class Scale:
     fine: torch.Tensor
     """(1, 1, fz·z, fy·y, fx·x) without the margin: what the network shall predict."""
     noise: tuple[float, float]
-    """Floor and gain of its variance where the network is applied: ``floor + gain · max(v + shift, 0)``, standardised."""
+    """Floor and gain of its variance where the network is applied: ``floor + gain · max(v + shift, 0)``."""
     kept: float
     """Share of that variance which ``coarse`` has already."""
     axes: str
@@ -207,18 +206,22 @@ def make_pairs(
         if n < f:
             keep = ",".join(f"{a}={1 if a == axis else g}" for a, g in zip(SPATIAL, factor, strict=True))
             raise SampleError(f"sample of {n} voxel along {axis}: at least {f} are needed. Use --factor {keep}.")
-    made = []
-    for (channel, model, offset, scale), zoom in product(zip(voxels, noise, offsets, scales, strict=True), zooms):
-        fine = enlarged(torch.from_numpy(channel)[None, None], factor, zoom)
-        pair = Scale(
-            coarse=_padded(reduced(fine, factor, how), margin),
-            fine=fine,
-            noise=(model.floor / scale**2, model.gain / scale),
-            kept=noise_kept(factor, zoom, how),
-            axes=axes,
-            shift=(offset - model.offset) / scale,
-        )
-        made.append(_matched(pair, torch.from_numpy(channel)) if match_brightness else pair)
+    made: list[Scale] = []
+    for channel, model, offset, scale in zip(voxels, noise, offsets, scales, strict=True):
+        pairs = []
+        for zoom in zooms:
+            fine = enlarged(torch.from_numpy(channel)[None, None], factor, zoom)
+            pairs.append(
+                Scale(
+                    coarse=_padded(reduced(fine, factor, how), margin),
+                    fine=fine,
+                    noise=(model.floor / scale**2, model.gain / scale),
+                    kept=noise_kept(factor, zoom, how),
+                    axes=axes,
+                    shift=(offset - model.offset) / scale,
+                )
+            )
+        made += _matched(pairs, torch.from_numpy(channel)) if match_brightness else pairs
     return Pairs(scales=tuple(made), margin=margin, factor=factor, how=how, turned=how.down[1] == how.down[2])
 
 
@@ -258,11 +261,11 @@ def noise_kept(factor: Shape, zoom: Zoom, how: Degradation) -> float:
     return min(1.0, float(reduced(enlarged(white, factor, zoom), factor, how).var()))
 
 
-def _matched(pair: Scale, voxels: torch.Tensor) -> Scale:
-    """Find by how much brighter ``voxels`` are than their reduction; noise does not count."""
-    black = black_level(voxels)
-    dim = brightness(_add_noise(pair.coarse, pair, 1.0, np.random.default_rng(0)), black)
-    return replace(pair, black=black, gain=max(1.0, brightness(voxels, black) / dim) if dim else 1.0)
+def _matched(pairs: Sequence[Scale], voxels: torch.Tensor) -> list[Scale]:
+    """Find by how much brighter ``voxels`` are than their reductions; noise does not count."""
+    noisy = [_add_noise(pair.coarse, pair, 1.0, np.random.default_rng(0)) for pair in pairs]
+    gain = matched_gain(voxels, noisy)
+    return [replace(pair, black=black_level(voxels), gain=gain) for pair in pairs]
 
 
 def _brighter(voxels: torch.Tensor, black: float, gain: float) -> torch.Tensor:

@@ -24,7 +24,7 @@ from svision_dask.network.stage import Stage
 from svision_dask.training.axial import lateral_pairs, lateral_zoom
 from svision_dask.training.drift import typical_roughness
 from svision_dask.training.exam import Exam
-from svision_dask.training.fitting import SETTINGS, TrainSettings, settings_for, train_stage
+from svision_dask.training.fitting import SETTINGS, TrainSettings, settings_for, shortened, train_stage
 from svision_dask.training.noise_estimate import SILENT, Noise, estimate_noise
 from svision_dask.training.pairs import Pairs, Zoom, make_pairs
 from svision_dask.training.psf import Psf, degradation_of, find_psf
@@ -197,9 +197,18 @@ def train_on_sample(
         stage = Stage(spec, design.axes)
         known = psf if number == 0 else None
         pairs, note = _pairs(stage, voxels, sample.normalisation, known, settings)
-        report = _reporter(on_step, number, len(design.stages), settings.steps)
-        fitted = train_stage(stage, pairs, settings, seed=seed + number, report=report)
-        notes.append({**note, "verdict": asdict(fitted.verdict), "loss": fitted.loss, "exam": fitted.exam})
+        fitting = shortened(settings, pairs)
+        report = _reporter(on_step, number, len(design.stages), fitting.steps)
+        fitted = train_stage(stage, pairs, fitting, seed=seed + number, report=report)
+        notes.append(
+            {
+                **note,
+                "steps": fitting.steps,
+                "verdict": asdict(fitted.verdict),
+                "loss": fitted.loss,
+                "exam": fitted.exam,
+            }
+        )
         stages.append(stage)
     provenance = {
         **(about or {}),
@@ -207,7 +216,6 @@ def train_on_sample(
         "torch": torch.__version__,
         "device": settings.device,
         "seed": seed,
-        "steps": settings.steps,
         "degradation": design.stages[0].degradation.kind,
         "sampling": design.sampling,
         "sample": [[window.start, window.stop] for window in sample.box],
