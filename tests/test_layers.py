@@ -66,6 +66,7 @@ LIBRARIES = {
     "network/stage": {"torch"},
     "omezarr/arrays": {"numpy", "zarr"},
     "omezarr/attributes": {"ome_zarr", "ome_zarr_models", "zarr"},
+    "omezarr/bounds": {"numcodecs", "zarr"},
     "omezarr/checksums": {"numpy", "zarr"},
     "omezarr/conformance": {"jsonschema", "ome_zarr_models", "pydantic", "referencing"},
     "omezarr/labels": {"numpy", "ome_zarr_models"},

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +204,51 @@ def test_an_ome_tiff_does_not_open_files_outside_its_folder(tmp_path):
 def test_an_ome_tiff_that_declares_any_number_of_planes_is_refused_before_they_are_listed(tmp_path):
     with pytest.raises(ImageError, match="400000000 planes are declared"):
         open_volume(write_ome(tmp_path / "a.ome.tif", 4 * 10**8, "b.tif"))
+
+
+def tagged(path: Path, tags: dict[int, int], more: bytes = b"") -> Path:
+    """A compressed TIFF of 32 × 32 voxels with other numbers in its tags, and ``more`` at its end."""
+    tifffile.imwrite(path, np.zeros((32, 32), "u2"), compression="zlib", metadata=None)
+    content = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        for tag, value in tags.items():
+            struct.pack_into("<HHII", content, file.pages[0].tags[tag].offset, tag, 4, 1, value or len(content))
+    path.write_bytes(content + more)
+    return path
+
+
+def test_a_tiff_of_one_strip_that_no_machine_can_hold_is_refused_when_it_is_opened(tmp_path):
+    path = tagged(tmp_path / "a.tif", dict.fromkeys((256, 257, 278), 200_000))
+    with pytest.raises(ImageError, match="strips or tiles of 200000×200000 voxels take 2 GiB or more"):
+        open_volume(path, axes="yx", spacing=1)
+
+
+@linux
+def test_a_strip_that_holds_more_than_its_voxels_is_refused(tmp_path):
+    maker = zlib.compressobj(1)
+    bomb = b"".join(maker.compress(bytes(10**7)) for _ in range(30)) + maker.flush()
+    path = tagged(tmp_path / "a.tif", {273: 0, 279: len(bomb)}, bomb)
+    code = f"""
+from svision_dask.opening.formats import open_volume
+try:
+    open_volume({str(path)!r}, axes="yx", spacing=1).read((slice(0, 32), slice(0, 32)))
+except ValueError as error:
+    print(type(error).__name__, error)
+"""
+    said, size = in_another(code)
+    assert said.startswith("ImageError")
+    assert "plane 0 cannot be decoded" in said
+    assert size < 250e6
+
+
+def test_entities_that_name_each_other_are_not_put_together(tmp_path):
+    names = [f"b{n}" for n in range(12)]
+    entities = "".join(f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip(["a", *names], names, strict=False))
+    xml = f'<?xml version="1.0"?><!DOCTYPE a [<!ENTITY a "{"a" * 50}">{entities}]><OME Creator="&{names[-1]};"></OME>'
+    tifffile.imwrite(tmp_path / "a.ome.tif", np.zeros((8, 8), "u2"), description=xml, metadata=None)
+    with pytest.raises(ImageError) as caught:
+        open_volume(tmp_path / "a.ome.tif")
+    assert "\n" not in str(caught.value)
 
 
 def test_links_that_lead_out_of_the_image_are_not_followed(tmp_path):

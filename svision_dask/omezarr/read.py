@@ -19,6 +19,7 @@ import zarr
 
 from svision_dask.errors import ImageError, SvisionError, UnsupportedError
 from svision_dask.geometry import Grid, Shape
+from svision_dask.omezarr.bounds import bounded
 from svision_dask.omezarr.metadata import (
     Metadata,
     check_files,
@@ -94,6 +95,12 @@ class StoredArray:
     missing: Missing = "error"
     root: Path | None = None
     """Folder of the image, which no link may lead out of; by default, that of the array."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "array", bounded(self.array))
+
+    def __reduce__(self) -> Any:
+        return StoredArray, (self.array, self.missing, self.root)
 
     @property
     def shape(self) -> Shape:

@@ -33,6 +33,8 @@ Range = tuple[int, int]
 _UNDESCRIBED = ("generic", "uniform", "")
 """Kinds of series that tifffile makes from bare pages."""
 _INDICES_PER_PROCESS = 64
+SEGMENT_BYTES = 2**31
+"""Codecs count bytes in 32 bits with a sign."""
 MOST_PLANES = 10**7
 """Of an OME-TIFF: the index alone takes some gigabytes."""
 
@@ -139,6 +141,8 @@ def _build_index(file: tifffile.TiffFile, path: str, position: int) -> PlaneInde
     numbers = {name: number for number, name in enumerate(keyframes)}
     # Where every plane is its rows one after the other, a few rows can be read without the rest.
     raw = all(page.is_final for page in keyframes.values()) and _are_consecutive(offsets, sizes)
+    if not raw:
+        _check_segment(series.keyframe, path)
     index = PlaneIndex(
         axes=series.axes,
         shape=tuple(series.shape),
@@ -214,6 +218,15 @@ def _check_pages(series: tifffile.TiffPageSeries, path: str) -> None:
     if page.dtype is None or page.dtype.kind not in "biuf":
         raise ImageError(f"{path}: voxels of type {page.dtype}; allowed are integers and floating point numbers.")
     _check_codec(page, path)
+
+
+def _check_segment(page: tifffile.TiffPage, path: str) -> None:
+    """Refuse strips and tiles that can be declared but not be decoded: each is decoded as a whole."""
+    rows, columns = _segment_shape(page)
+    if rows * columns * np.dtype(page.dtype).itemsize >= SEGMENT_BYTES:
+        raise ImageError(
+            f"{path}: strips or tiles of {rows}×{columns} voxels take 2 GiB or more. Write it with smaller tiles."
+        )
 
 
 def _check_codec(page: tifffile.TiffPage, path: str) -> None:
