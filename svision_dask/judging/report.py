@@ -305,6 +305,8 @@ def _provenance(comparison: Comparison) -> Iterator[str]:
         if value:
             text = escape(json.dumps(value, indent=1, default=str))
             yield f"<details><summary>{title}</summary><pre>{text}</pre></details>"
-    short = {k: v for k, v in comparison.to_json().items() if k not in ("histogram", "profiles")}
+    short = {
+        k: v for k, v in comparison.to_json().items() if k not in ("histogram", "profiles", "units", "definitions")
+    }
     text = escape(json.dumps(short, indent=1))
     yield f"<details><summary>All figures as JSON, but profiles and histograms</summary><pre>{text}</pre></details>"
