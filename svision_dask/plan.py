@@ -131,6 +131,7 @@ def plan_enhancement(
     wishes: Wishes | None = None,
     sampling: Sampling = "area",
     margin: Shape = (0, 0, 0),
+    kept_bytes: int = 0,
 ) -> Plan:
     """Decide how to enhance ``coarse`` by ``factor``.
 
@@ -154,6 +155,8 @@ def plan_enhancement(
         Whether coarse voxels are means over their area, or points.
     margin
         Of trust maps, if they are wished for: coarse voxels per side for z, y, x beyond the halo.
+    kept_bytes
+        What a worker keeps of the input, decoded.
 
     Raises
     ------
@@ -177,6 +180,7 @@ def plan_enhancement(
         output_bytes=max(math.prod(region) * dtype_itemsize, _map_bytes(region, factor) if wishes.trust else 0),
         tile_bytes=tile_bytes,
         gpu_bytes=wishes.gpu_bytes,
+        kept_bytes=kept_bytes,
         margin=_on_axes(coarse.axes, margin) if wishes.trust else None,
     )
     processes, tile = _share(work, wishes, machine, count=len(Regions(shape=fine.shape, unit=region)))

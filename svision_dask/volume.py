@@ -13,6 +13,7 @@ import numpy.typing as npt
 from svision_dask.errors import UsageError
 from svision_dask.geometry import Grid, Shape, Vector
 from svision_dask.notebook import html_table, per_axis
+from svision_dask.workload import DECODED_BYTES
 
 Box = tuple[slice, ...]
 """One slice with start and stop per axis."""
@@ -124,6 +125,11 @@ class Volume:
             "channels": ", ".join(self.channels),
         }
         return html_table(f"Volume {self.name}", {name: value for name, value in rows.items() if value})
+
+    @property
+    def kept_bytes(self) -> int:
+        """What reading it may keep in the memory of a process, beside what is read."""
+        return min(DECODED_BYTES, getattr(self.source, "kept_bytes", 0))
 
     def absent(self, box: Box) -> int:
         """Count the stored chunks that ``box`` touches and that are not there."""

@@ -11,6 +11,8 @@ from svision_dask.geometry import Shape, spatial_shape
 PROCESS_BYTES = 400 * 2**20
 """Resident memory of a worker before its first region: the interpreter, dask, zarr and torch."""
 
+DECODED_BYTES = 256 * 2**20
+"""What a process keeps of strips and tiles of compressed TIFFs, at most."""
 CUDA_BYTES = 2 * 2**30
 """What a process that uses a GPU needs on top."""
 GPU_SEATS = 3
@@ -36,6 +38,8 @@ class Workload:
     """Memory of one forward pass over a tile (z, y, x), in bytes; raises ValueError where a tile is too large."""
     gpu_bytes: int | None = None
     """Memory of the GPU that computes; None where the processor does."""
+    kept_bytes: int = 0
+    """What a worker keeps of the input, decoded, between regions."""
     margin: Shape | None = None
     """Coarse voxels per side beyond the halo, if each region is read once more to judge what was made of it."""
 
@@ -52,9 +56,10 @@ class Workload:
         """
         haloed = math.prod(-(-r // t) * t + 2 * h for r, t, h in zip(self.region, tile, self._widest, strict=True))
         buffers = 2 * haloed * self.itemsize + 2 * self.output_bytes
+        process = PROCESS_BYTES + self.kept_bytes
         if self.gpu_bytes is not None:
-            return PROCESS_BYTES + CUDA_BYTES + GPU_SEATS * buffers
-        return PROCESS_BYTES + buffers + self.tile_bytes(spatial_shape(self.axes, tile))
+            return process + CUDA_BYTES + GPU_SEATS * buffers
+        return process + buffers + self.tile_bytes(spatial_shape(self.axes, tile))
 
     def fits(self, tile: Shape, memory_bytes: int) -> bool:
         """Say whether one worker gets along with ``memory_bytes``."""

@@ -104,17 +104,21 @@ def comparison_lines(found: Comparison) -> Iterator[str]:
             yield from _resolution_lines(f"one-image FRC of {name}", row, unit)
     yield from _bead_lines(figures.get("beads", {}), unit)
     if "consistency" in figures:
-        error = figures["consistency"]
+        error, worst = figures["consistency"], figures["consistency"]["worst"]
         yield (
-            f"consistency  {error['rmse']:.4g} root mean square, {error['rmse_percent']:.2f} % of the range; at most "
-            f"{error['worst']['error']:.4g} at coarse voxel {_named(error['worst']['index'])}"
+            f"consistency  root mean square {error['rmse']:.4g} intensities, {error['rmse_percent']:.2f} % of the "
+            f"range; at most {worst['error']:.4g} intensities at coarse voxel {_named(worst['index'])}"
         )
     if "shift" in figures:
         yield f"shift        {_named(figures['shift']['voxels'])} coarse voxels"
     if "seam" in figures:
-        yield f"seam         p = {figures['seam']['p']:.2g}, of {figures['seam']['faces']} faces"
+        seam = figures["seam"]
+        yield (
+            f"seam         p = {seam['p']:.2g}: how likely a jump as in the worst of {seam['faces']} faces would be if "
+            "they were like other planes; below 0.01, a seam shows"
+        )
     yield from (f"trust        {line}" for line in figures.get("trust", {}).get("words", ()))
-    yield f"range        {figures['data_range']['value']:.6g}: {figures['data_range']['definition']}"
+    yield f"range        {figures['data_range']['value']:.6g} intensities: {figures['data_range']['definition']}"
     yield from (f"no {key}: {reason}" for key, reason in found.absent.items())
     yield from (f"warning: {text}" for text in found.warnings)
 

@@ -14,6 +14,7 @@ from svision_dask.errors import UsageError
 from svision_dask.geometry import SPATIAL, Shape
 from svision_dask.judging import fineness
 from svision_dask.judging.compared import Compared, described, find_compared
+from svision_dask.judging.meanings import meanings
 from svision_dask.judging.scan import OUTLIERS, Ranges, Scan, find_ranges, place_at
 from svision_dask.judging.seams import SeamScore
 from svision_dask.metrics import BORDER, WINDOW, check_range, ssim_window
@@ -149,6 +150,7 @@ def compare(
         figures["places"]["worst"] = _box(compared, worst)
     figures["versions"] = {"svision-dask": version("svision-dask")}
     figures["seconds"] = round(clock.monotonic() - started, 1)
+    figures |= meanings(figures, compared.after.unit)
     return Comparison(
         figures=figures,
         absent=absent,

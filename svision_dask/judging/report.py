@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from svision_dask.geometry import SPATIAL
 from svision_dask.judging.charts import Line, draw_lines, draw_map
-from svision_dask.judging.comparison import Comparison, self_check_gain
+from svision_dask.judging.comparison import Comparison
 from svision_dask.judging.report_views import chart, edges, trust_maps, unit_of, views
+from svision_dask.judging.verdict import of_reference, of_self_check
 
 ROWS = (
     ("psnr", "PSNR", "dB", "psnr"),
@@ -115,29 +116,13 @@ def _body(comparison: Comparison) -> Iterator[str]:
 
 def _verdict(comparison: Comparison) -> Iterator[str]:
     yield "<h2>Verdict</h2>"
-    yield f'<p class="verdict">{escape(_self_check_words(comparison.compared.provenance))}</p>'
-    figures = comparison.figures
-    if "psnr" in figures and "psnr" in figures.get("cubic", {}):
-        rivals = [figures[name]["psnr"] for name in ("cubic", "cubic_bp") if "psnr" in figures.get(name, {})]
-        gain = figures["psnr"] - max(rivals)
-        yield f'<p class="verdict">Against the reference, AFTER is {gain:+.2f} dB from the better baseline.</p>'
+    for verdict in (of_self_check(comparison.compared.provenance), of_reference(comparison.figures)):
+        if verdict:
+            yield f'<p class="verdict">{escape(verdict)}</p>'
     for text in comparison.warnings:
         yield f'<p class="warning" role="note">Warning: {escape(text)}</p>'
     if not comparison.warnings:
         yield "<p>No warnings from what could be measured; what could not is below the figures.</p>"
-
-
-def _self_check_words(provenance: Mapping[str, Any]) -> str:
-    gain = self_check_gain(provenance)
-    if gain is None:
-        return "Self-check: AFTER holds no record of one."
-    scores = provenance["training"]["self_check"]
-    words = "better than" if gain > 0 else "no better than"
-    return (
-        f"Self-check (the sample reduced once more, enhanced, and compared with itself): {scores['psnr']:.2f} dB, "
-        f"which is {words} cubic interpolation ({scores['cubic_psnr']:.2f} dB) and back projection "
-        f"({scores['cubic_bp_psnr']:.2f} dB) by {gain:+.2f} dB."
-    )
 
 
 def _table(comparison: Comparison) -> Iterator[str]:
@@ -328,6 +313,8 @@ def _provenance(comparison: Comparison) -> Iterator[str]:
         if value:
             text = escape(json.dumps(value, indent=1, default=str))
             yield f"<details><summary>{title}</summary><pre>{text}</pre></details>"
-    short = {k: v for k, v in comparison.to_json().items() if k not in ("histogram", "profiles")}
+    short = {
+        k: v for k, v in comparison.to_json().items() if k not in ("histogram", "profiles", "units", "definitions")
+    }
     text = escape(json.dumps(short, indent=1))
     yield f"<details><summary>All figures as JSON, but profiles and histograms</summary><pre>{text}</pre></details>"

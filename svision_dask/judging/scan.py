@@ -91,7 +91,8 @@ def sample_voxels(stack: Stack) -> Voxels:
     blocks = Regions(shape=stack.shape, unit=block_shape(stack.shape, (1, 1, 1)))
     chosen = [blocks.at(index) for index in spread(len(blocks), SAMPLED_BLOCKS)]
     step = -(-sum(math.prod(s.stop - s.start for s in block.box) for block in chosen) // SAMPLED)
-    return np.concatenate([stack.read(block.start, block.stop).ravel()[::step] for block in chosen])
+    # Copies: a slice would hold on to all of its block.
+    return np.concatenate([stack.read(block.start, block.stop).ravel()[::step].copy() for block in chosen])
 
 
 def block_shape(coarse: Shape, factor: Shape) -> Shape:

@@ -154,6 +154,11 @@ class StackedSource:
         voxels: npt.NDArray[Any] = block[rest]
         return voxels
 
+    @property
+    def kept_bytes(self) -> int:
+        """What reading it may keep in memory."""
+        return sum(getattr(source, "kept_bytes", 0) for source in self.sources)
+
     def absent(self, box: Box) -> list[str]:
         """List the stored chunks that are not there, of all sources that ``box`` touches."""
         inner = (*box[: self.axis], *box[self.axis + 1 :])

@@ -50,6 +50,11 @@ class TakenSource:
         found = [key for span in touched for key in find(tuple(self._with(list(box), span)))]
         return list(dict.fromkeys(found))  # positions share chunks
 
+    @property
+    def kept_bytes(self) -> int:
+        """What reading it may keep in memory."""
+        return int(getattr(self.source, "kept_bytes", 0))
+
     def _with(self, boxes: list[slice], span: slice) -> list[slice]:
         return [*boxes[: self.axis], span, *boxes[self.axis + 1 :]]
 

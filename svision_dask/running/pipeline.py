@@ -129,6 +129,7 @@ def plan_volume(
         wishes=wishes,
         sampling=design.sampling,
         margin=reduction_margin(design),
+        kept_bytes=volume.kept_bytes,
     )
     levels_of(plan, volume)  # a pyramid that cannot be is refused now, and so are labels
     return plan
@@ -364,6 +365,7 @@ def copy_to_zarr(
         dtype_itemsize=volume.dtype.itemsize,
         tile_bytes=lambda tile: 0,
         machine=this_machine(output),
+        kept_bytes=volume.kept_bytes,
         wishes=replace(wishes, device="cpu", gpu_bytes=None, trust=False),
     )
     package = f"svision-dask {version('svision-dask')}"

@@ -58,6 +58,11 @@ class FilesSource:
         voxels: npt.NDArray[Any] = block[rest]
         return voxels
 
+    @property
+    def kept_bytes(self) -> int:
+        """What reading it may keep in memory."""
+        return self.inner.kept_bytes * self.shape[self.axis]
+
 
 def is_files(path: Path) -> bool:
     """Whether ``path`` is a pattern such as ``planes/*.tif``, or a folder with TIFF files in it."""

@@ -23,7 +23,9 @@ import tifffile
 
 from svision_dask.errors import ImageError, one_line
 from svision_dask.geometry import Shape
+from svision_dask.tiff import decoded
 from svision_dask.tiff.metadata import Calibration, read_calibration
+from svision_dask.workload import DECODED_BYTES
 
 Array = npt.NDArray[Any]
 Decoder = Callable[..., tuple[Any, Any, Any]]
@@ -72,6 +74,15 @@ class PlaneIndex:
     """Rows and columns of a segment; one row where rows can be read without the rest."""
     tables: tuple[bytes | None, ...]
     """JPEG tables of each plane."""
+    version: tuple[int, int]
+    """Time and size of the file that was opened: another one if it has changed."""
+
+    @property
+    def kept_bytes(self) -> int:
+        """What reading it may keep in memory: nothing where rows can be read without the rest."""
+        if all(file.decode is None for file in self.files):
+            return 0
+        return min(DECODED_BYTES, math.prod(self.shape) * self.dtype.itemsize)
 
 
 def plane_index(path: str, series: int) -> PlaneIndex:
@@ -113,10 +124,10 @@ def series_number(path: str, series: int | str) -> int:
 
 
 @lru_cache(maxsize=_INDICES_PER_PROCESS)
-def _plane_index(path: str, series: int, _version: tuple[int, int]) -> PlaneIndex:
+def _plane_index(path: str, series: int, version: tuple[int, int]) -> PlaneIndex:
     try:
         with tifffile.TiffFile(path) as file:
-            return _build_index(file, path, series)
+            return _build_index(file, path, series, version)
     except ImageError:
         raise
     except Exception as error:  # damaged files make tifffile raise nearly anything, from struct.error to KeyError
@@ -127,7 +138,7 @@ def _unreadable(path: str, error: Exception) -> ImageError:
     return ImageError(f"{path} cannot be read as TIFF: {one_line(error)}. Check that the file is complete.")
 
 
-def _build_index(file: tifffile.TiffFile, path: str, position: int) -> PlaneIndex:
+def _build_index(file: tifffile.TiffFile, path: str, position: int, version: tuple[int, int]) -> PlaneIndex:
     _check_declared(file, path)
     count = len(file.series)
     if not 0 <= position < count:
@@ -155,6 +166,7 @@ def _build_index(file: tifffile.TiffFile, path: str, position: int) -> PlaneInde
         sizes=np.full((len(pages), 1), series.keyframe.nbytes) if raw else sizes,
         segment=(1, series.shape[-1]) if raw else _segment_shape(series.keyframe),
         tables=tuple(page.jpegtables for page in pages),
+        version=version,
     )
     _check_complete(index)
     return index
@@ -341,7 +353,16 @@ def _read_segments(
     ):
         number = down * across + right
         offset, size = int(index.offsets[plane, number]), int(index.sizes[plane, number])
-        segment = _decode(index, file, plane, number, _read_bytes(file, stream, plane, offset, size))
+
+        def decode(number: int = number, offset: int = offset, size: int = size) -> Array:
+            return _decode(index, file, plane, number, _read_bytes(file, stream, plane, offset, size))
+
+        ends = min(down * length + length, index.shape[-2]), min(right * width + width, index.shape[-1])
+        whole = (
+            rows[0] <= down * length and ends[0] <= rows[1] and columns[0] <= right * width and ends[1] <= columns[1]
+        )
+        # One that is wanted as a whole is hardly wanted again.
+        segment = decode() if whole else decoded.of_this_process.get((file.path, index.version, offset), decode)
         y, y_out = _overlap(rows, down * length, segment.shape[0])
         x, x_out = _overlap(columns, right * width, segment.shape[1])
         out[y_out, x_out] = segment[y, x]

@@ -61,6 +61,11 @@ class TiffSource:
         voxels: npt.NDArray[Any] = block[rest]
         return voxels
 
+    @property
+    def kept_bytes(self) -> int:
+        """What reading it may keep in memory."""
+        return plane_index(self.path, self.series).kept_bytes
+
     def _check_unchanged(self, index: PlaneIndex) -> None:
         if tuple(index.shape[axis] for axis in self.order) != self.shape or index.dtype != self.dtype:
             raise ImageError(f"{self.path} has changed since it was opened; open it again.")
