@@ -24,6 +24,8 @@ from zarr.core.buffer import Buffer
 
 SPARE_BYTES = 2**17
 """What a chunk may have beside its voxels: checksums, the end of a Zstandard block that does not say how full it is."""
+PART_FILLED = 8
+"""Compressed blocks of Zstandard do not say how full they are, and writers that stream leave them part empty."""
 FILTERED_BYTES = 8
 """Of a voxel, at most, before filters of zarr v2 have made its type of it."""
 
@@ -137,7 +139,7 @@ def _decode_stream(make: Callable[[Any], Any], *, several: bool = True) -> Calla
 
 
 def _zstd_bytes(content: memoryview) -> int:
-    """Count what Zstandard frames hold: as they say, or else what their blocks can hold at most (RFC 8878, 3.1)."""
+    """Count what Zstandard frames hold: as they say, or else what their blocks may well hold (RFC 8878, 3.1)."""
     place = total = 0
     while place + 5 < len(content):
         magic = int.from_bytes(content[place : place + 4], "little")
@@ -159,12 +161,12 @@ def _zstd_bytes(content: memoryview) -> int:
 
 
 def _skip_blocks(content: memoryview, place: int, most: int) -> tuple[int, int]:
-    """Count what blocks hold; one that is compressed does not say, and holds up to ``most`` bytes."""
+    """Count what blocks hold; one that is compressed does not say, and holds a part of ``most`` bytes at least."""
     held = last = 0
     while not last and place + 3 <= len(content):
         header = int.from_bytes(content[place : place + 3], "little")
         last, kind, size = header & 1, header >> 1 & 3, header >> 3
-        held += size if kind < 2 else most
+        held += size if kind < 2 else most // PART_FILLED
         place += 3 + (1 if kind == 1 else size)
     return held, place
 
