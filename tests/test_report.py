@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from svision_dask.judging import report
+from svision_dask.judging import report, report_views
 from svision_dask.judging.comparison import compare
 from svision_dask.judging.report import write_report
 from svision_dask.network.model import Normalisation
@@ -42,7 +42,9 @@ class Elements(HTMLParser):
 
 @pytest.fixture(scope="module")
 def found():
+    """Where BEFORE varies most and where AFTER is wrong most are not the same place."""
     coarse, fine, truth = scene()
+    fine[20:22, 80:82, 10:12] += 60
     return compared(coarse, fine, truth, beads=True)
 
 
@@ -93,6 +95,36 @@ def test_a_picture_shows_the_voxels_of_its_plane(found, page):
             grey = grey.repeat(2, 0).repeat(2, 1)
         np.testing.assert_allclose(decoded(image)[..., 0], grey, atol=2.01 / 255)
     assert f"z = {found.compared.before.world(centre)[0]:.4g} µm" in before["alt"]
+
+
+def test_the_difference_from_the_reference_is_shown_where_there_is_one(found, page, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        report_views, "draw_map", lambda values, **how: [drawn.append((values, how)), "<svg ></svg>"][1]
+    )
+    write_report(found, tmp_path / "r.html")
+    shown = [values for values, how in drawn if how["colours"] == "AFTER − reference (intensities)"]
+    centres = [found.figures["profiles"][0]["through"]["z"], found.scan.errors.where[0]]
+    assert len(shown) == len(centres) == 2
+    for values, z in zip(shown, centres, strict=True):
+        after, truth = (
+            s.read((2 * z, 0, 0), (2 * z + 1, 96, 96))[0] for s in (found.compared.after, found.compared.reference)
+        )
+        np.testing.assert_array_equal(values, after - truth)
+    coarse, fine, _ = scene()
+    alone = write_report(compared(coarse, fine), tmp_path / "alone.html").read_text("utf-8")
+    assert "AFTER minus the reference" in page.read_text("utf-8")
+    assert "AFTER minus the reference" not in alone
+
+
+def test_where_the_informative_and_the_worst_place_are_one_it_is_shown_once(tmp_path):
+    coarse, fine, _ = scene()
+    z, y, x = np.unravel_index(coarse.argmax(), coarse.shape)
+    fine[2 * z : 2 * z + 2, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2] += 500
+    text = write_report(compared(coarse, fine), tmp_path / "r.html").read_text("utf-8")
+    assert "<h2>An informative place, and the worst</h2>" in text
+    assert "The worst place" not in text
+    assert len(Elements(text).of("img")) == 2 * 3
 
 
 def test_scale_bars_are_as_long_as_they_say(page):

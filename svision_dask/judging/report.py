@@ -41,6 +41,9 @@ ROWS = (
     ("seam.worst.step_percent", "Seam, step in that face, of the range", "%", "seam"),
 )
 """Key, name, unit and definition of each row of the table of figures."""
+SAME_PLACE = 2
+"""Coarse voxels between two places, at most, for them to be shown as one."""
+BOTH = f"the largest inconsistency is at most {SAME_PLACE} coarse voxels from it"
 DEFINITIONS = {
     "psnr": "10·log₁₀(range² / mean squared error against the reference); 2 voxels at the faces left out",
     "ssim": "mean structural similarity with the reference, 1 for equal volumes; windows of {window} voxels",
@@ -105,9 +108,15 @@ def _body(comparison: Comparison) -> Iterator[str]:
     yield from _table(comparison)
     through = comparison.figures["profiles"][0]["through"]
     brightest = tuple(through[axis] for axis in SPATIAL)
-    yield from views(comparison, "An informative place", brightest, "where BEFORE varies most, at its brightest voxel")
-    if comparison.scan.errors is not None:
-        yield from views(comparison, "The worst place", comparison.scan.errors.where, "at the largest inconsistency")
+    errors, why = comparison.scan.errors, "where BEFORE varies most, at its brightest voxel"
+    apart = 0 if errors is None else max(abs(a - b) for a, b in zip(errors.where, brightest, strict=True))
+    if errors is not None and apart <= SAME_PLACE:
+        yield from views(comparison, "An informative place, and the worst", brightest, f"{why}; {BOTH}")
+    else:
+        yield from views(comparison, "An informative place", brightest, why)
+    if errors is not None and apart > SAME_PLACE:
+        yield from views(comparison, "The worst place", errors.where, "at the largest inconsistency")
+    if errors is not None:
         yield from _consistency_map(comparison)
     yield from trust_maps(comparison)
     yield from _charts(comparison)

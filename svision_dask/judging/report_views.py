@@ -78,9 +78,12 @@ def views(comparison: Comparison, title: str, centre: Shape, why: str) -> Iterat
         steps = (compared.after.spacing[rows], compared.after.spacing[columns])
         across = f"{name} at {SPATIAL[axis]} = {world[axis]:.4g} {unit}, {SPATIAL[columns]} to the right"
         yield _slider(planes, steps, (low, high), across, unit)
-    yield "</div>"
+    yield "</div><div class='row'>"
     if compared.how is not None:
-        yield from _error_plane(comparison, coarse_box, coarse, fine, centre, title)
+        yield _error_plane(comparison, coarse_box, coarse, fine, centre, title)
+    if compared.reference is not None:
+        yield _difference_plane(comparison, compared.reference, fine_start, middle[0], fine, title)
+    yield "</div>"
 
 
 def _slider(
@@ -116,15 +119,13 @@ def _png(plane: Voxels, window: tuple[float, float]) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def _error_plane(
-    comparison: Comparison, box: Box, coarse: Voxels, fine: Voxels, centre: Shape, title: str
-) -> Iterator[str]:
+def _error_plane(comparison: Comparison, box: Box, coarse: Voxels, fine: Voxels, centre: Shape, title: str) -> str:
     compared, unit = comparison.compared, unit_of(comparison)
     error = reduced(fine, compared.factor, compared.how or CUBIC) - coarse
     plane = error[centre[0] - box[0].start]
     first = compared.before.world(tuple(s.start for s in box))
     alt = f"consistency error in the plane xy: {title}"
-    yield chart(
+    return chart(
         draw_map(
             plane,
             extent=edges(first, compared.before.spacing, plane.shape),
@@ -136,6 +137,29 @@ def _error_plane(
         alt,
         f"Consistency error in the plane xy: what AFTER has and BEFORE has not (red), and the reverse (blue); z = "
         f"{compared.before.world(centre)[0]:.4g} {unit}.",
+    )
+
+
+def _difference_plane(
+    comparison: Comparison, reference: Stack, start: Shape, middle: int, fine: Voxels, title: str
+) -> str:
+    """Show AFTER minus the reference in the plane xy that is ``middle`` fine voxels behind ``start``."""
+    after, unit = comparison.compared.after, unit_of(comparison)
+    first = (start[0] + middle, *start[1:])
+    stop = (first[0] + 1, *(a + n for a, n in zip(start[1:], fine.shape[1:], strict=True)))
+    plane = fine[middle] - reference.read(first, stop)[0]
+    return chart(
+        draw_map(
+            plane,
+            extent=edges(after.world(first), after.spacing, plane.shape),
+            x=f"x ({unit})",
+            y=f"y ({unit})",
+            colours="AFTER − reference (intensities)",
+            signed=True,
+        ),
+        f"AFTER minus the reference in the plane xy: {title}",
+        f"Difference from the reference in the plane xy: what AFTER has and the truth has not (red), and the reverse "
+        f"(blue); z = {after.world(first)[0]:.4g} {unit}.",
     )
 
 
