@@ -11,6 +11,8 @@ from types import ModuleType
 
 import pytest
 
+from svision_dask.running.trust_summary import ERROR_OVER_SPREAD
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
@@ -110,6 +112,43 @@ def test_figures_that_stand_there_twice_or_not_at_all_are_noticed(marker):
     for text, count in ((f"{readme}\n{line}\n", 2), (readme.replace(line, ""), 0)):
         with pytest.raises(ValueError, match=f"{count} lines '{line}', and there must be one"):
             figures.with_figures(text)
+
+
+def by_volume(rows, value):
+    """Mean over the seeds, of each volume and preset."""
+    groups = {}
+    for row in rows.values():
+        groups.setdefault((row["volume"], row["preset"]), []).append(value(row))
+    return [sum(each) / len(each) for each in groups.values()]
+
+
+def test_what_is_said_of_trust_maps_is_what_was_measured():
+    rows = json.loads(text_of(ROOT / "benchmarks" / "results" / "trust.json"))["rows"]
+    page = " ".join(text_of(DOCS / "compare.md").split())
+    ratios = by_volume(rows, lambda row: row["ratio"])
+    assert f"{min(ratios):.0f} to {max(ratios):.0f}" == ERROR_OVER_SPREAD
+    assert f"the spread is {ERROR_OVER_SPREAD} times smaller than the error" in page
+
+    def shares(which):
+        found = by_volume(rows, lambda row: row["at_best"] if which == "best" else row["maps"][which]["top"])
+        return f"{100 * min(found):.0f} to {100 * max(found):.0f} %"
+
+    assert f"largest spread hold {shares('spread')} of the squared error (at best" in page
+    assert f"sorted by the error itself, {shares('best')})" in page
+    assert f"where the result is steepest hold {shares('slope')}, without any map" in page
+    assert f"Consistency predicts less of the error ({shares('consistency')})" in page
+
+
+def test_what_is_said_of_comparing_is_what_was_measured():
+    found = json.loads(text_of(ROOT / "benchmarks" / "results" / "compare.json"))
+    largest = max(found["rows"], key=lambda row: row["fine_voxels"])
+    page = " ".join(text_of(DOCS / "compare.md").split())
+    assert (largest["fine_voxels"], found["environment"]["cores"]) == (10**9, 2)
+    memory, seconds = largest["peak_bytes_with_the_page"], largest["seconds"] + largest["seconds_of_the_page"]
+    said = f"took {memory / 1e9:.1f} GB of memory at most, and {seconds / 60:.0f} minutes on two cores"
+    assert said in page
+    assert memory < 2e9
+    assert largest["reports_of_progress"] == 512  # one for each block
 
 
 def test_the_page_of_benchmarks_has_every_result(tmp_path, monkeypatch):

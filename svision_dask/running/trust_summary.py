@@ -26,7 +26,7 @@ OUTLIERS = (0.1, 99.9)
 """Percentiles of the input between which the range lies."""
 SIGMAS = 3
 ERROR_OVER_SPREAD = "5 to 16"
-"""Root mean square of the error over that of the spread: ``benchmarks/results/trust.md``."""
+"""Root mean square of the error over that of the spread; a test ties it to ``benchmarks/results/trust.json``."""
 BY_CHANCE = math.erfc(SIGMAS / math.sqrt(2))
 """Share of voxels whose Gaussian noise alone is beyond so many standard deviations."""
 
