@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.signal import peak_widths
 
 from svision_dask.judging.beads import alone, nearest, peaks, well_inside, widths
 from svision_dask.training.psf import FWHM_OF_SIGMA
@@ -21,6 +22,22 @@ def test_a_gaussian_is_as_wide_as_its_formula_says_wherever_it_lies_between_voxe
     sigmas = (2.5, 1.3, 1.7)
     measured = widths(gaussian_bead(centre, sigmas), np.array(centre))
     assert measured == pytest.approx([s * FWHM_OF_SIGMA for s in sigmas], rel=0.02)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("shape", ["gaussian", "lorentzian", "lopsided"])
+def test_widths_agree_with_those_of_scipy(axis, shape):
+    centre, sigmas = (20, 24, 28), (2.5, 1.6, 2.0)
+    bead = gaussian_bead(centre, sigmas)
+    if shape == "lorentzian":
+        bead = 1 / (1 - np.log(bead) / 2)
+    if shape == "lopsided":
+        bead = bead + 0.4 * gaussian_bead(tuple(c + 1.5 * (a == axis) for a, c in enumerate(centre)), sigmas)
+    place = np.array(np.unravel_index(bead.argmax(), bead.shape))
+    line = bead[tuple(slice(None) if a == axis else p for a, p in enumerate(place))]
+    ends = np.array([0]), np.array([len(line) - 1])
+    theirs = peak_widths(line, [place[axis]], rel_height=0.5, prominence_data=(line[place[axis]][None], *ends))
+    assert widths(bead, place)[axis] == pytest.approx(theirs[0][0], rel=0.03)  # scipy draws lines between voxels
 
 
 def test_what_does_not_fall_to_half_inside_the_volume_has_no_width():
