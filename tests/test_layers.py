@@ -100,6 +100,7 @@ LIBRARIES = {
     "stores/locations": {"fsspec"},
     "stores/remote_store": {"zarr"},
     "stores/transfer": {"aiohttp", "fsspec"},
+    "tiff/companion": {"tifffile"},
     "tiff/decoded": {"numpy"},
     "tiff/files": {"numpy"},
     "tiff/metadata": {"tifffile"},

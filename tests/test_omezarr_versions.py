@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import zarr
 
 from svision_dask.errors import ImageError
+from svision_dask.judging.checking import check
 from svision_dask.opening.formats import open_volume
 from tests.commands import run
 
@@ -69,6 +71,32 @@ def test_transformations_of_0_6_are_refused_and_never_flattened(tmp_path):
         zarr.create_group(path, zarr_format=3, attributes=attributes).create_array("0", data=VOXELS[0, 0, 0])
         with pytest.raises(ImageError, match=rf"OME-Zarr '{version}' in zarr v3; allowed are"):
             open_volume(path)
+
+
+def attributes_of_main(data_dir: Path) -> list[dict[str, Any]]:
+    """All attributes in the tests and examples of the specification's main branch; some examples are no JSON."""
+    found = []
+    for file in sorted((data_dir / "conformance" / "ngff_spec_main").rglob("*.json")):
+        with contextlib.suppress(json.JSONDecodeError):
+            content = json.loads(file.read_text())
+            tests = content.get("tests", [{"data": content}])
+            found += [test["data"].get("attributes", test["data"]) for test in tests if isinstance(test["data"], dict)]
+    return found
+
+
+def test_the_version_in_the_making_is_refused_whatever_it_says(data_dir, tmp_path):
+    suite = attributes_of_main(data_dir)
+    assert len(suite) > 250
+    for number, attributes in enumerate(suite):
+        path = tmp_path / str(number)
+        zarr.create_group(path, zarr_format=3, attributes=attributes)
+        with pytest.raises(ImageError) as caught:
+            open_volume(path)
+        message = str(caught.value)
+        assert str(path) in message
+        assert "\n" not in message
+        assert "there is no zarr" not in message  # metadata are to blame, not arrays that are not there
+        assert [finding.severity for finding in check(path)] == ["error"]
 
 
 def test_a_transformation_that_is_no_scale_is_refused_in_0_5(tmp_path):

@@ -44,12 +44,18 @@ def voxels_of_field(number: int) -> np.ndarray:
     return textured((4, 20, 22 + 2 * (number == 2)), seed=number)  # the last field is larger
 
 
-def write(path: Path, version: str) -> Path:
+def write_layout(path: Path, version: str) -> Path:
+    """A plate without its fields."""
     write_group(path, version, plate={**PLATE, **({"version": "0.4"} if version == "0.4" else {})})
     for well, images in (("A/1", ("0", "1")), ("B/2", ("0",))):
         write_group(path / well[0], version)
         listed = {"images": [{"path": name, "acquisition": 1} for name in images]}
         write_group(path / well, version, well={**listed, **({"version": "0.4"} if version == "0.4" else {})})
+    return path
+
+
+def write(path: Path, version: str) -> Path:
+    write_layout(path, version)
     for number, field in enumerate(FIELDS):
         write_field(path / field, voxels_of_field(number), version)
     return path

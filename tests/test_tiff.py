@@ -19,6 +19,7 @@ import tifffile
 
 import svision_dask
 from svision_dask.errors import ImageError, UsageError
+from svision_dask.opening.formats import open_volume
 from svision_dask.tiff.read import TiffSource, open_tiff
 from svision_dask.volume import Volume
 
@@ -238,6 +239,82 @@ def test_a_missing_file_of_a_multifile_ome_tiff_is_an_error_and_not_zeros(tmp_pa
     paths[1].unlink()
     with pytest.raises(ImageError, match="3 planes are described and 2 are there"):
         open_tiff(paths[0])
+
+
+def write_companion(folder, voxels, *, described: str = "set.companion.ome"):
+    """The same, with the description in a file of its own, which all others name."""
+    paths = write_multifile_ome(folder, voxels)
+    for path, plane in zip(paths, voxels, strict=True):
+        with tifffile.TiffFile(path) as file:
+            xml = file.ome_metadata
+        own = re.search(r'UUID="([^"]+)"', xml).group(1)
+        whole = "urn:uuid:00000000-0000-4000-8000-0000000000ff"
+        (folder / "set.companion.ome").write_text(f'<?xml version="1.0" encoding="UTF-8"?>{xml.replace(own, whole, 1)}')
+        only = f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="{own}"><BinaryOnly MetadataFile="'
+        xml = f'{only}{described}" UUID="{whole}"/></OME>'
+        if path.name != described:
+            tifffile.imwrite(path, plane, description=xml, metadata=None)
+    return [folder / "set.companion.ome", *paths]
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_a_companion_file_or_any_of_its_tiffs_opens_all_of_them(tmp_path, number):
+    voxels = ramp((3, 5, 7))
+    path = write_companion(tmp_path, voxels)[number]
+    volume = open_volume(path)
+    assert (volume.grid.shape, volume.grid.spacing[0], volume.grid.units[0]) == ((3, 5, 7), 3.0, MICROMETER)
+    assert volume.name == ["set", "plane0", "plane1", "plane2"][number]
+    for box in random_boxes(voxels.shape):
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(volume.source))[box], voxels[box])
+    known = volume.identity
+    companion = tmp_path / "set.companion.ome"
+    companion.write_text(companion.read_text().replace('PhysicalSizeZ="3"', 'PhysicalSizeZ="4.5"'))
+    assert open_volume(path).identity != known
+
+
+def test_the_description_may_be_in_one_of_the_tiffs(tmp_path):
+    voxels = ramp((3, 5, 7))
+    paths = write_companion(tmp_path, voxels, described="plane1.ome.tif")
+    (tmp_path / "set.companion.ome").unlink()
+    for path in paths[1:]:
+        np.testing.assert_array_equal(everything(open_tiff(path)), voxels)
+
+
+def test_identifiers_in_a_companion_file_never_mix_up_files(tmp_path):
+    voxels = ramp((3, 5, 7))
+    companion, *paths = write_companion(tmp_path, voxels)
+    xml = companion.read_text()
+    own = 'UUID="urn:uuid:00000000-0000-4000-8000-0000000000ff"'
+    assert own in xml
+    companion.write_text(xml.replace(own, 'UUID="urn:uuid:00000000-0000-4000-8000-000000000002"'))
+    for path in (companion, *paths):
+        np.testing.assert_array_equal(everything(open_tiff(path)), voxels)
+    companion.write_text(xml.replace("0001</UUID>", "0000</UUID>"))
+    with pytest.raises(ImageError, match="several files have one UUID"):
+        open_tiff(companion)
+
+
+@pytest.mark.parametrize("gone", ["set.companion.ome", "plane0.ome.tif", "plane2.ome.tif"])
+def test_what_is_missing_of_a_companion_set_is_named_with_the_way_round(tmp_path, gone):
+    companion, *paths = write_companion(tmp_path, ramp((3, 5, 7)))
+    (tmp_path / gone).unlink()
+    for path in (companion, *paths):
+        if path.exists():
+            with pytest.raises(ImageError) as caught:
+                open_tiff(path)
+            message = str(caught.value)
+            assert "companion file (.companion.ome) into one folder" in message or "2 are there" in message
+            assert "\n" not in message
+
+
+def test_a_companion_file_names_no_files_elsewhere(tmp_path):
+    (tmp_path / "set").mkdir()
+    companion, *paths = write_companion(tmp_path / "set", ramp((3, 5, 7)))
+    (tmp_path / "plane0.ome.tif").write_bytes(paths[0].read_bytes())
+    companion.write_text(companion.read_text().replace('"plane0.ome.tif"', '"../plane0.ome.tif"'))
+    for path in (companion, *paths):
+        with pytest.raises(ImageError, match=r"not beside it|outside its folder"):
+            open_tiff(path)
 
 
 # ---- what is read, by whom

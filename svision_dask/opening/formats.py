@@ -17,6 +17,7 @@ from svision_dask.omezarr.metadata import is_omezarr
 from svision_dask.opening.in_memory import open_array
 from svision_dask.opening.selection import Channels, Times, select
 from svision_dask.stores.locations import Location, Remote, located
+from svision_dask.tiff.companion import is_companion
 from svision_dask.tiff.files import is_files, open_tiff_files
 from svision_dask.tiff.read import Spacing, is_tiff, open_tiff
 from svision_dask.volume import Box, Missing, Source, Volume, native, split_box
@@ -88,7 +89,7 @@ def _open(path: Location, level: int, series: int | str | None, missing: Missing
         return replace(_open_folder(path, level, series, missing), paths=(str(path),))
     if not path.exists():
         raise ImageError(f"{path} does not exist; give {READABLE}.")
-    if not is_tiff(path):
+    if not is_tiff(path) and not is_companion(path):
         raise ImageError(f"{path} is neither OME-Zarr nor TIFF; give {READABLE}.")
     _refuse(path, "a TIFF, of which only level 0 is read", level=level or None)
     return replace(open_tiff(path, series=series or 0, **given), paths=(str(path),))

@@ -10,12 +10,11 @@ import math
 import os
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby, product
 from pathlib import Path
 from typing import IO, Any
-from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +23,7 @@ import tifffile
 from svision_dask.errors import ImageError, one_line
 from svision_dask.geometry import Shape
 from svision_dask.tiff import decoded
+from svision_dask.tiff.companion import check_declared, is_companion, open_described
 from svision_dask.tiff.metadata import Calibration, read_calibration
 from svision_dask.workload import DECODED_BYTES
 
@@ -37,8 +37,6 @@ _UNDESCRIBED = ("generic", "uniform", "")
 _INDICES_PER_PROCESS = 64
 SEGMENT_BYTES = 2**31
 """Codecs count bytes in 32 bits with a sign."""
-MOST_PLANES = 10**7
-"""Of an OME-TIFF: the index alone takes some gigabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +74,8 @@ class PlaneIndex:
     """JPEG tables of each plane."""
     version: tuple[int, int]
     """Time and size of the file that was opened: another one if it has changed."""
+    described_in: str | None = None
+    """The file that describes it, where that is not one of its own."""
 
     @property
     def kept_bytes(self) -> int:
@@ -111,8 +111,8 @@ def series_number(path: str, series: int | str) -> int:
     if isinstance(series, int) or series.isdecimal():
         return int(series)
     try:
-        with tifffile.TiffFile(path) as file:
-            _check_declared(file, path)
+        with open_described(path)[0] as file:
+            check_declared(file, path)
             names = [each.name for each in file.series]
     except ImageError:
         raise
@@ -126,8 +126,9 @@ def series_number(path: str, series: int | str) -> int:
 @lru_cache(maxsize=_INDICES_PER_PROCESS)
 def _plane_index(path: str, series: int, version: tuple[int, int]) -> PlaneIndex:
     try:
-        with tifffile.TiffFile(path) as file:
-            return _build_index(file, path, series, version)
+        opened, beside = open_described(path)
+        with opened as file:
+            return replace(_build_index(file, path, series, version), described_in=beside)
     except ImageError:
         raise
     except Exception as error:  # damaged files make tifffile raise nearly anything, from struct.error to KeyError
@@ -139,7 +140,7 @@ def _unreadable(path: str, error: Exception) -> ImageError:
 
 
 def _build_index(file: tifffile.TiffFile, path: str, position: int, version: tuple[int, int]) -> PlaneIndex:
-    _check_declared(file, path)
+    check_declared(file, path)
     count = len(file.series)
     if not 0 <= position < count:
         raise ImageError(f"{path}: series {position} does not exist; the file has {count} series, counted from 0.")
@@ -172,20 +173,6 @@ def _build_index(file: tifffile.TiffFile, path: str, position: int, version: tup
     return index
 
 
-def _check_declared(file: tifffile.TiffFile, path: str) -> None:
-    """Refuse OME-XML that declares more planes than there can be: tifffile takes memory for each before it looks."""
-    if not file.ome_metadata:
-        return
-    try:
-        declared = ElementTree.fromstring(file.ome_metadata).findall(".//{*}Pixels")
-    except ElementTree.ParseError:
-        return  # tifffile knows more about mending it
-    for pixels in declared:
-        planes = math.prod(int(pixels.get(f"Size{axis}", 1)) for axis in "ZCT")
-        if planes > MOST_PLANES:
-            raise ImageError(f"{path}: {planes} planes are declared; allowed are {MOST_PLANES}. Repair the metadata.")
-
-
 def _check_beside(path: str, files: Iterable[str]) -> None:
     """Refuse an OME-TIFF that names files outside its folder: metadata must not open other files."""
     folder = Path(os.path.normpath(Path(path).absolute())).parent  # a link is meant where it lies, not where it leads
@@ -196,12 +183,12 @@ def _check_beside(path: str, files: Iterable[str]) -> None:
 
 def _check_described(file: tifffile.TiffFile, series: tifffile.TiffPageSeries, path: str) -> None:
     """Refuse bare pages where a description was lost, or where the chain of pages is cut: they would be too few."""
-    if series.kind not in _UNDESCRIBED:
+    if series.kind not in _UNDESCRIBED and not (is_companion(path) and series.kind != "ome"):
         return
     if file.is_ome or file.is_imagej or file.is_shaped:
         raise ImageError(
-            f"{path}: its description and its pages disagree, or it is one part of a multi-file OME-TIFF. "
-            "Check that the file is complete, or give the file with the metadata."
+            f"{path}: its description and its pages disagree. Check that the file is complete, and that all files of a "
+            "multi-file OME-TIFF are in one folder."
         )
     if _next_page(file) != 0:
         raise ImageError(f"{path}: the chain of pages points beyond page {len(file.pages) - 1}; the file is truncated.")

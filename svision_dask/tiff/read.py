@@ -93,7 +93,7 @@ def open_tiff(
     Parameters
     ----------
     path
-        OME-TIFF, ImageJ hyperstack, or any stack of grey planes.
+        OME-TIFF, or the companion file of several, ImageJ hyperstack, or any stack of grey planes.
     series
         Which image of the file, counted from 0, or the name that the file gives it.
     axes
@@ -136,14 +136,15 @@ def open_tiff(
 
 def _name(path: Path, series: int) -> str:
     stem = path.name
-    for ending in (".tiff", ".tif", ".ome"):
+    for ending in (".tiff", ".tif", ".ome", ".companion"):
         stem = stem[: -len(ending)] if stem.lower().endswith(ending) else stem
     return f"{stem}-{series}" if series else stem
 
 
 def _identity(index: PlaneIndex, source: TiffSource) -> str:
     """Size and time of all files of the series, and what is read from them in which order."""
-    seen = [Path(file.path).stat() for file in index.files]
+    beside = [index.described_in] if index.described_in else []
+    seen = [Path(file).stat() for file in (*beside, *(each.path for each in index.files))]
     files = ", ".join(f"{each.st_size} bytes of {each.st_mtime_ns}" for each in seen)
     return f"series {source.series}, axes {source.order}, {files}"
 
