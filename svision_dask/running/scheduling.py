@@ -33,6 +33,7 @@ TRANSIENT = {getattr(errno, name) for name in _TRANSIENT.split() if hasattr(errn
 """Errors that pass. A full disk, a read-only one and a forbidden one do not."""
 HEAVY_BYTES = 2**17
 """A task that pickles to more carries voxels; others carry paths."""
+GOES_ON = "Nothing was published; the same command goes on with what is missing."
 KEY = "region-"
 """How the names of our tasks begin on a cluster; the number of the region follows."""
 
@@ -57,6 +58,7 @@ def run_regions(
     on_receipt: Callable[[Receipt], None],
     on_failure: Callable[[str], None] | None = None,
     seats: int = 1,
+    after: str = GOES_ON,
 ) -> None:
     """Run ``task`` on every region, with a bounded number of tasks known to the cluster at any time.
 
@@ -75,6 +77,8 @@ def run_regions(
         Called with why a region failed, as soon as it is known.
     seats
         Of a worker process.
+    after
+        What the error says at its end: what a failure leaves, and what to do.
 
     Raises
     ------
@@ -112,7 +116,7 @@ def run_regions(
         bad = next((why for why in failures if isinstance(why, BadInput)), None)
         if bad is not None:
             raise ImageError(f"{bad}{more} Nothing was published. Mend the input, then run the same command again.")
-        raise RegionError(f"{failures[0]}{more} Nothing was published; the same command goes on with what is missing.")
+        raise RegionError(f"{failures[0]}{more} {after}")
 
 
 def _nobody(why: str) -> None:
