@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from svision_dask.backend import CPU, Backend
-from svision_dask.codec import Codec, usual_codec
+from svision_dask.codec import Codec, check_bytes, usual_codec
 from svision_dask.degradation import Sampling
 from svision_dask.errors import PlanError
 from svision_dask.geometry import SPATIAL, Grid, Regions, Shape
@@ -29,6 +29,8 @@ ENOUGH_REGIONS = 8
 """Smaller volumes get smaller shards, so that there is work for several workers."""
 ENOUGH_MEMORY = 1.25
 """More processes with smaller tiles are preferred to fewer with larger ones, up to so many times the work per core."""
+MAP_ITEMSIZE = 4
+"""Bytes of a voxel of a trust map, which is float32."""
 COMPRESSION = 10
 """Microscope volumes rarely compress better; a disk too small even for that is refused."""
 
@@ -171,6 +173,8 @@ def plan_enhancement(
     _check_sizes(coarse, wishes)
     chunk = _chunk(fine, wishes)
     region = _region(fine, factor, chunk, wishes)
+    what, stored = ("shards", region) if wishes.version == "0.5" else ("chunks", chunk)
+    check_bytes(what, stored, max(dtype_itemsize, MAP_ITEMSIZE if wishes.trust else 0))
     work = Workload(
         axes=coarse.axes,
         shape=coarse.shape,
@@ -354,8 +358,8 @@ def _too_large(work: Workload, wishes: Wishes, memory: int) -> PlanError:
 
 
 def _map_bytes(fine: Shape, factor: Shape) -> int:
-    """Bytes of both trust maps of a box of fine voxels: float32, one of them on the coarse grid."""
-    return 4 * (math.prod(fine) + math.prod(-(-n // f) for n, f in zip(fine, factor, strict=True)))
+    """Bytes of both trust maps of a box of fine voxels; one of them is on the coarse grid."""
+    return MAP_ITEMSIZE * (math.prod(fine) + math.prod(-(-n // f) for n, f in zip(fine, factor, strict=True)))
 
 
 def _on_axes(axes: str, spatial: Shape) -> Shape:

@@ -5,6 +5,7 @@ import math
 import re
 import time
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -265,9 +266,9 @@ def test_a_tile_with_a_tensor_too_large_is_refused_with_the_limit():
             grid_of("zyx", (1000, 1000, 1000)),
             factor=(2, 2, 2),
             halo=design.halo,
-            itemsize=2,
-            dtype="uint16",
-            dtype_itemsize=2,
+            itemsize=1,
+            dtype="uint8",
+            dtype_itemsize=1,
             tile_bytes=design.tile_bytes,
             machine=Machine(cores=1, memory_bytes=10**12),
             wishes=Wishes(shard=dict.fromkeys("zyx", 1024), tile=dict.fromkeys("zyx", 512)),
@@ -315,6 +316,17 @@ def test_a_disk_too_small_even_for_compressed_voxels_is_refused_with_both_sizes(
 def test_wishes_that_cannot_be_met_are_refused_with_one_that_can(wishes, message):
     with pytest.raises(PlanError, match=message):
         plan_of("zyx", (200, 200, 200), wishes=wishes)
+
+
+@pytest.mark.parametrize(
+    ("version", "what", "lengths"),
+    [("0.5", "shards", {"z": 512, "y": 1024, "x": 1024}), ("0.4", "chunks", {"z": 512, "y": 1024, "x": 1024})],
+)
+def test_chunks_and_shards_that_no_codec_takes_are_refused_by_the_plan(version, what, lengths):
+    wishes = Wishes(version=version, chunk=lengths, tile={"z": 5, "y": 5, "x": 5})
+    with pytest.raises(PlanError, match=rf"{what} of \(512, 1024, 1024\) .* 2147483648 is too much.*smaller --{what}"):
+        plan_of("zyx", (1000, 1000, 1000), wishes=wishes)
+    plan_of("zyx", (1000, 1000, 1000), wishes=replace(wishes, chunk={**lengths, "z": 510}))
 
 
 def test_an_axis_without_voxels_is_refused():
