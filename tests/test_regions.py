@@ -42,6 +42,8 @@ class Faulty:
     times: int
     error: int | None = None
     """Number of the error to raise; by default, the process kills itself."""
+    voxels: bytes = b""
+    """Of a volume in memory."""
 
     def __call__(self, region: Region) -> Receipt:
         if region.index == BAD:
@@ -76,6 +78,15 @@ def made(client, task: Faulty) -> list[int]:
 @pytest.mark.parametrize("times", [1, 5])
 def test_a_worker_that_dies_is_replaced_and_its_region_made_again(times, client, tmp_path):
     assert made(client, Faulty(tmp_path / "tries", times)) == list(range(12))
+
+
+def test_a_volume_in_memory_is_sent_again_if_the_only_worker_that_had_it_dies(tmp_path):
+    with local_client(workers=1, memory_bytes=2 * 2**30) as client:
+        task = Faulty(tmp_path / "tries", times=1, voxels=bytes(2 * module.HEAVY_BYTES))
+        indices: list[int] = []
+        run_regions(client, task, REGIONS, on_receipt=lambda receipt: indices.append(receipt.index))
+    assert sorted(indices) == list(range(12))
+    assert task.counter.read_text() == "xx"
 
 
 def test_a_region_that_kills_every_worker_is_named_and_all_others_are_made(client, tmp_path):

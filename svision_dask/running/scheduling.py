@@ -34,6 +34,9 @@ TRANSIENT = {getattr(errno, name) for name in _TRANSIENT.split() if hasattr(errn
 HEAVY_BYTES = 2**17
 """A task that pickles to more carries voxels; others carry paths."""
 GOES_ON = "Nothing was published; the same command goes on with what is missing."
+GOES_NOT_ON = "Nothing was published, and a volume in memory cannot be gone on with: begin anew, with overwrite."
+SEND_SECONDS = 300
+"""How long to wait for a worker that takes a volume: one that died is started anew."""
 KEY = "region-"
 """How the names of our tasks begin on a cluster; the number of the region follows."""
 
@@ -89,14 +92,12 @@ def run_regions(
         writes after this call has returned could meet whatever the caller does next. If a region kills every worker
         that tries it, all others are made first.
     """
-    from cloudpickle import dumps
-
-    # A volume held in memory travels to every worker once, not with every region.
-    sent = client.scatter(task, broadcast=True, hash=False) if len(dumps(task)) > HEAVY_BYTES else task
-    run = partial(client.submit, _run_one, sent, seats=seats, versions=versions_here())
+    sent = _Sent(client, task)
+    run = partial(client.submit, _run_one, seats=seats, versions=versions_here())
 
     def submit(region: Region) -> Future[Any]:
-        return run(region, key=f"{KEY}{region.index}-{uuid.uuid4().hex}")  # names what a worker is at, also to dask
+        # The key names what a worker is at, also to dask.
+        return run(sent.there(), region, key=f"{KEY}{region.index}-{uuid.uuid4().hex}")
 
     def on_later_receipt(receipt: Receipt) -> None:
         on_receipt(replace(receipt, retries=receipt.retries + 1))
@@ -121,6 +122,28 @@ def run_regions(
 
 def _nobody(why: str) -> None:
     """Take a report, where nobody wants it."""
+
+
+class _Sent:
+    """A task as workers get it: one that holds a volume travels to each of them once, not with every region."""
+
+    def __init__(self, client: Client, task: RegionTask) -> None:
+        from cloudpickle import dumps
+
+        self._client, self._task = client, task
+        self._heavy = len(dumps(task)) > HEAVY_BYTES
+        self._future: Future[Any] | None = None
+
+    def there(self) -> RegionTask | Future[Any]:
+        """Send it if no worker has it: not yet, or because all that had it died."""
+        if not self._heavy:
+            return self._task
+        if self._future is None or self._future.status != "finished":
+            try:
+                self._future = self._client.scatter(self._task, broadcast=True, hash=False, timeout=SEND_SECONDS)
+            except OSError as error:
+                raise RegionError(f"no worker takes the volume: {one_line(error)}. Nothing was published.") from error
+        return self._future
 
 
 class _Window:
@@ -166,10 +189,10 @@ def _drain(
                 on_receipt(outcome)
             elif isinstance(outcome, str):
                 failures.append(outcome)
-            elif isinstance(error, KilledWorker):
-                suspects.append(region)
-            elif isinstance(error, CancelledError):
+            elif isinstance(error, CancelledError) and _is_gone(client, error):
                 failures.append("the scheduler is gone.")
+            elif isinstance(error, KilledWorker | CancelledError):  # cancelled: what it works on died with the worker
+                suspects.append(region)
             else:  # an error that arrives as such is one of the worker, not of the task
                 failures.append(f"a worker failed: {one_line(error)}")
             for why in failures[known:]:
@@ -182,6 +205,11 @@ def _drain(
         client.cancel(list(at_work))
         raise
     return failures
+
+
+def _is_gone(client: Client, error: BaseException) -> bool:
+    """Whether a region was cancelled because the scheduler does not answer any more."""
+    return client.status != "running" or getattr(error, "reason", "") == "scheduler-connection-lost"
 
 
 def _run_one(
