@@ -39,6 +39,7 @@ def plan_of(
     machine: Machine = ROOMY,
     wishes: Wishes | None = None,
     itemsize: int = 2,
+    stored: tuple[int, ...] | None = None,
 ) -> Plan:
     spatial = tuple(h if axis in axes else 0 for axis, h in zip(SPATIAL, halo, strict=True))
     return plan_enhancement(
@@ -51,6 +52,7 @@ def plan_of(
         tile_bytes=lambda tile: BYTES_PER_VOXEL * math.prod(t + 2 * h for t, h in zip(tile, spatial, strict=True)),
         machine=machine,
         wishes=wishes,
+        stored=stored,
     )
 
 
@@ -77,7 +79,9 @@ def requests(draw: st.DrawFn) -> dict:
     )
     machine = Machine(cores=draw(st.integers(1, 8)), memory_bytes=draw(st.sampled_from([GIB // 2, GIB, 8 * GIB])))
     halo = draw(st.tuples(*[st.integers(0, 7)] * 3))
-    return {"axes": axes, "shape": shape, "factor": factor, "halo": halo, "machine": machine, "wishes": wishes}
+    stored = tuple(draw(st.integers(1, 9)) if axis in SPATIAL else 1 for axis in axes)
+    given = {"axes": axes, "shape": shape, "factor": factor, "halo": halo, "machine": machine, "wishes": wishes}
+    return {**given, "stored": stored}
 
 
 def planned(request: dict) -> Plan:
@@ -137,9 +141,9 @@ def test_the_bytes_to_read_and_the_voxels_to_compute_are_those_of_every_region_a
         shape, dtype, voxels = plan.coarse.shape, np.dtype(np.uint16), 0
 
         def __getitem__(self, box):
-            block = np.zeros([side.stop - side.start for side in box], self.dtype)
-            self.voxels += block.size
-            return block
+            sides = zip(box, self.shape, request["stored"], strict=True)
+            self.voxels += math.prod(min(-(-b.stop // u) * u, n) - b.start // u * u for b, n, u in sides)
+            return np.zeros([side.stop - side.start for side in box], self.dtype)
 
     source = Counting()
     volume = Volume.from_source(source, plan.coarse, chunks=plan.coarse.shape)

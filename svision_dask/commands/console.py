@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from svision_dask.running.preflight import Crew
     from svision_dask.volume import Volume
 
+OFTEN = 4
+"""An input that is read more often than this, chunks and halos included, is worth a line."""
 SHOW_TRACEBACK = 2
 """How many -v it takes."""
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -95,6 +97,12 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     if plan.trust:
         yield "trust    spread over flips and turns, and consistency, which the sizes here include"
     yield f"work     {len(plan.regions)} regions of {_times(plan.region)}, {size_words(plan.read_bytes)} to read"
+    if plan.stored is not None and plan.times_read > OFTEN:
+        larger = "; larger --shards need fewer" if plan.shard else ""
+        yield (
+            f"reading  the input {plan.times_read:.1f} times: all chunks ({_times(plan.stored)}) that a region or its "
+            f"halo touches{larger}"
+        )
     yield (
         f"tiles    {_times(plan.tile)} coarse voxels with a halo of {_times(plan.halo)}, which the operators reach; "
         f"{100 * (plan.redundancy - 1):.0f} % computed twice"

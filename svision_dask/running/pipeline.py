@@ -130,6 +130,7 @@ def plan_volume(
         sampling=design.sampling,
         margin=reduction_margin(design),
         kept_bytes=volume.kept_bytes,
+        stored=volume.stored,
     )
     levels_of(plan, volume)  # a pyramid that cannot be is refused now, and so are labels
     return plan
@@ -367,6 +368,7 @@ def copy_to_zarr(
         tile_bytes=lambda tile: 0,
         machine=this_machine(output),
         kept_bytes=volume.kept_bytes,
+        stored=volume.stored,
         wishes=replace(wishes, device="cpu", gpu_bytes=None, trust=False),
     )
     package = f"svision-dask {version('svision-dask')}"
