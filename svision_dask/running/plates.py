@@ -19,7 +19,7 @@ from svision_dask.plan import Plan
 from svision_dask.running.cluster import own_or
 from svision_dask.running.enhancement import full_factor
 from svision_dask.running.ledger import Record, claim, first_difference
-from svision_dask.running.output import begun_record, check_apart, check_output, remove_existing
+from svision_dask.running.output import begun_record, check_apart, check_output, forget_finished, remove_existing
 from svision_dask.running.pipeline import enhance_to_zarr, model_path_beside, plan_volume
 from svision_dask.running.preflight import check_workers
 from svision_dask.running.progress import ClusterState, RunProgress
@@ -178,6 +178,7 @@ def _is_finished(field: Path, volume: Volume, model: Model) -> bool:
         return False
     if (known.get("record") or {}).get("input") != volume.identity:
         raise OutputError(f"{field} is finished, and its input was changed since. Use --overwrite to begin anew.")
+    forget_finished(field)
     return True
 
 
