@@ -7,7 +7,7 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -37,6 +37,10 @@ GOES_ON = "Nothing was published; the same command goes on with what is missing.
 GOES_NOT_ON = "Nothing was published, and a volume in memory cannot be gone on with: begin anew, with overwrite."
 SEND_SECONDS = 300
 """How long to wait for a worker that takes a volume: one that died is started anew."""
+MEND = "Nothing was published. Mend the input, then run the same command again."
+"""What is left to do if the input cannot be read."""
+LISTED = 10
+"""Regions that an error names."""
 KEY = "region-"
 """How the names of our tasks begin on a cluster; the number of the region follows."""
 
@@ -102,22 +106,29 @@ def run_regions(
     def on_later_receipt(receipt: Receipt) -> None:
         on_receipt(replace(receipt, retries=receipt.retries + 1))
 
-    drain = partial(_drain, client, submit, window=_Window(client, seats), on_failure=on_failure or _nobody)
+    on_failure = on_failure or _nobody
+    drain = partial(_drain, client, submit, window=_Window(client, seats), on_failure=on_failure)
     suspects: list[Region] = []
     failures = drain(iter(regions), suspects=suspects, on_receipt=on_receipt)
     for region in [] if failures else suspects:
         again: list[Region] = []
         failures += drain(iter([region]), suspects=again, on_receipt=on_later_receipt)
-        failures += [
-            f"region {r.index} at {r.start}: every worker that tried it died; was it the memory?" for r in again
-        ]
-    failures = list(dict.fromkeys(failures))
+        for each in again:
+            failures.append(f"region {each.index} at {each.start}: every worker that tried it died; was it the memory?")
+            on_failure(failures[-1])
     if failures:
-        more = f" ({len(failures) - 1} more failed.)" if len(failures) > 1 else ""
-        bad = next((why for why in failures if isinstance(why, BadInput)), None)
-        if bad is not None:
-            raise ImageError(f"{bad}{more} Nothing was published. Mend the input, then run the same command again.")
-        raise RegionError(f"{failures[0]}{more} {after}")
+        raise _error(list(dict.fromkeys(failures)), after)
+
+
+def _error(failures: Sequence[str], after: str) -> ImageError | RegionError:
+    """Put into one line what failed, and where; the first says why, and the error has all of them."""
+    bad = next((why for why in failures if isinstance(why, BadInput)), None)
+    why = bad or failures[0]
+    others = [each.partition(": ")[0] for each in failures if each is not why]
+    left = len(others) - (LISTED - 1)
+    named = ", ".join(others[: LISTED - 1]) + (f", and {left} more" if left > 0 else "")
+    line = why + ("" if why.endswith((".", "?")) else ".") + (f" Failed, too: {named}." if others else "")
+    return ImageError(f"{line} {MEND}") if bad is not None else RegionError(f"{line} {after}", failures)
 
 
 def _nobody(why: str) -> None:
