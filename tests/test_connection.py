@@ -116,7 +116,7 @@ def test_a_cluster_that_runs_gives_the_same_voxels(image, alone, tmp_path):
         listed = run("workers", image, tmp_path / "other.zarr", "--scheduler", address, "--json")
         checked = run("verify", tmp_path / "fine.zarr", "--scheduler", address)
     assert np.array_equal(voxels(tmp_path / "fine.zarr"), voxels(alone))
-    assert [worker["threads"] for worker in json.loads(listed.stdout)] == [4, 4]
+    assert [(each["threads"], each["torch_threads"]) for each in json.loads(listed.stdout)] == [(4, 4)] * 2
     assert not list(tmp_path.glob(".svision*")), "the workers' trial files are left"
     assert checked.exit_code == 0
 

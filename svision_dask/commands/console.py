@@ -133,7 +133,8 @@ def crew_lines(crew: Crew) -> Iterator[str]:
     """Put the workers of a cluster into words."""
     for worker in crew.workers:
         gpu = f", GPU with {size_words(worker.gpu_bytes)} free" if worker.gpu_bytes else ""
-        yield f"{worker.host} {worker.address}: {worker.threads} threads, {size_words(worker.memory_bytes)} to use{gpu}"
+        threads = f"{worker.threads} threads ({worker.torch_threads} of torch)"
+        yield f"{worker.host} {worker.address}: {threads}, {size_words(worker.memory_bytes)} to use{gpu}"
         yield from (f"  problem: {problem}" for problem in worker.problems)
     yield ", ".join(f"{name} {version}" for name, version in crew.workers[0].versions.items())
     yield from (f"warning: {warning}" for warning in crew.warnings)

@@ -41,6 +41,8 @@ class Worker:
     address: str
     host: str
     threads: int
+    torch_threads: int = 0
+    """Those that torch really uses of them; 0 where it was not tried."""
     memory_bytes: int
     """What it may use: its limit, or its share of what is free on its host."""
     gpu_bytes: int
@@ -239,7 +241,7 @@ def _with(worker: Worker, answer: Any, device: Device | None, users: Mapping[tup
     if device == "cuda" and gpu is None:
         problems = (*problems, "torch finds no GPU. Leave out --device, or use workers that have one")
     share = gpu[1] // users[worker.host, gpu[0]] if gpu is not None else 0
-    return replace(worker, problems=problems, gpu_bytes=share, halves=answer.halves)
+    return replace(worker, problems=problems, gpu_bytes=share, halves=answer.halves, torch_threads=answer.torch_threads)
 
 
 def _differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,8 @@ class Answer:
     """Name and free bytes of its own."""
     halves: tuple[Device, ...]
     """What has instructions for bfloat16 there."""
+    torch_threads: int
+    """That torch computes with once a region asks for all of the worker's."""
 
 
 @contextmanager
@@ -87,7 +89,17 @@ def attempt(trial: Trial) -> Answer:
     gpu = own_gpu()
     devices: Sequence[Device] = ("cpu", "cuda") if gpu else ("cpu",)
     halves = tuple(device for device in devices if best_precision(device) == "bfloat16")
-    return Answer(problems=tuple(problems), gpu=gpu, halves=halves)
+    return Answer(problems=tuple(problems), gpu=gpu, halves=halves, torch_threads=_torch_threads())
+
+
+def _torch_threads() -> int:
+    """Have torch use the threads of this worker, as regions do, and say how many it uses."""
+    import torch
+    from distributed import get_worker
+
+    with suppress(ValueError):  # this process is no worker
+        torch.set_num_threads(get_worker().state.nthreads)
+    return torch.get_num_threads()
 
 
 def _write_problems(token: Location) -> Iterator[str]:
