@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from svision_dask.errors import UsageError
+from svision_dask.errors import PlanError, UsageError
 
 LEVELS = {"zstd": (1, 22), "gzip": (1, 9), "blosc": (1, 9), "none": (0, 0)}
 """Allowed levels by codec."""
 DEFAULTS = {"zstd": 1, "gzip": 5, "blosc": 1, "none": 0}
 """Measured (`docs/performance.md`): higher levels take two to four times as long for files a few percent smaller."""
+MOST_BYTES = 2**31
+"""Codecs count the bytes of a chunk in 32 bits with a sign, and a shard is encoded in one piece."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,21 @@ def usual_codec(version: str) -> Codec:
     """
     name = "zstd" if version == "0.4" else "blosc"
     return Codec(name, DEFAULTS[name])
+
+
+def check_bytes(what: str, lengths: Sequence[int], itemsize: int) -> None:
+    """Refuse chunks or shards that no codec takes.
+
+    Raises
+    ------
+    PlanError
+        If they are that large.
+    """
+    size = math.prod(lengths) * itemsize
+    if size >= MOST_BYTES:
+        raise PlanError(
+            f"{what} of {tuple(lengths)} voxels take {size} bytes each; {MOST_BYTES} is too much. Use smaller --{what}."
+        )
 
 
 _CRC = {"name": "crc32c"}

@@ -18,6 +18,8 @@ A message is one line: where, what was given, what is allowed, what to do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class SvisionError(Exception):
     """Base of all errors raised on purpose; the command line prints it without a traceback."""
@@ -63,6 +65,11 @@ class RegionError(SvisionError, RuntimeError):
     """One or more regions failed; what was written stays, but is not published as an image."""
 
     exit_code = 3
+
+    def __init__(self, message: str, failures: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.failures = tuple(failures)
+        """Which, and why, one by one."""
 
 
 def one_line(error: BaseException) -> str:

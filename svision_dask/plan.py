@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from svision_dask.backend import CPU, Backend
-from svision_dask.codec import Codec, usual_codec
+from svision_dask.codec import Codec, check_bytes, usual_codec
 from svision_dask.degradation import Sampling
 from svision_dask.errors import PlanError
 from svision_dask.geometry import SPATIAL, Grid, Regions, Shape
@@ -29,6 +29,8 @@ ENOUGH_REGIONS = 8
 """Smaller volumes get smaller shards, so that there is work for several workers."""
 ENOUGH_MEMORY = 1.25
 """More processes with smaller tiles are preferred to fewer with larger ones, up to so many times the work per core."""
+MAP_ITEMSIZE = 4
+"""Bytes of a voxel of a trust map, which is float32."""
 COMPRESSION = 10
 """Microscope volumes rarely compress better; a disk too small even for that is refused."""
 
@@ -62,14 +64,18 @@ class Plan:
     """What one worker may use."""
     redundancy: float
     """Coarse voxels that enter forward passes, per coarse voxel of the volume."""
+    input_bytes: int
+    """Voxel data of the input, uncompressed."""
     read_bytes: int
-    """Voxel data read from the input, uncompressed, halos included."""
+    """Voxel data read from the input, uncompressed, halos included, in whole chunks."""
     write_bytes: int
     """Voxel data of the output without its pyramid, uncompressed."""
     disk_free_bytes: int | None = None
     backend: Backend = CPU
     codec: Codec
     pyramid: Pyramid = "isotropic"
+    stored: Shape | None = None
+    """Of the input: voxels of a chunk, which is read as a whole; None where single voxels are."""
     trust: bool = False
     """Whether maps are made that say how far to trust each place."""
 
@@ -85,6 +91,11 @@ class Plan:
     def regions(self) -> Regions:
         """The regions of the output."""
         return Regions(shape=self.fine.shape, unit=self.region)
+
+    @property
+    def times_read(self) -> float:
+        """How often a voxel of the input is read, on average: for its region, for halos, and along with its chunk."""
+        return self.read_bytes / self.input_bytes
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, for ``svision-dask plan --json``."""
@@ -110,6 +121,7 @@ class Plan:
             "threads_per_worker": self.threads,
             "worker_bytes": self.worker_bytes,
             "memory_bytes": self.memory_bytes,
+            "input_bytes": self.input_bytes,
             "read_bytes": self.read_bytes,
             "write_bytes": self.write_bytes,
             "disk_free_bytes": self.disk_free_bytes,
@@ -132,6 +144,7 @@ def plan_enhancement(
     sampling: Sampling = "area",
     margin: Shape = (0, 0, 0),
     kept_bytes: int = 0,
+    stored: Shape | None = None,
 ) -> Plan:
     """Decide how to enhance ``coarse`` by ``factor``.
 
@@ -157,6 +170,8 @@ def plan_enhancement(
         Of trust maps, if they are wished for: coarse voxels per side for z, y, x beyond the halo.
     kept_bytes
         What a worker keeps of the input, decoded.
+    stored
+        Voxels per axis that the input is read in, as a whole, if it is.
 
     Raises
     ------
@@ -171,12 +186,15 @@ def plan_enhancement(
     _check_sizes(coarse, wishes)
     chunk = _chunk(fine, wishes)
     region = _region(fine, factor, chunk, wishes)
+    what, unit = ("shards", region) if wishes.version == "0.5" else ("chunks", chunk)
+    check_bytes(what, unit, max(dtype_itemsize, MAP_ITEMSIZE if wishes.trust else 0))
     work = Workload(
         axes=coarse.axes,
         shape=coarse.shape,
         region=tuple(-(-r // f) for r, f in zip(region, factor, strict=True)),
         halo=_on_axes(coarse.axes, halo),
         itemsize=itemsize,
+        stored=stored,
         output_bytes=max(math.prod(region) * dtype_itemsize, _map_bytes(region, factor) if wishes.trust else 0),
         tile_bytes=tile_bytes,
         gpu_bytes=wishes.gpu_bytes,
@@ -202,12 +220,14 @@ def plan_enhancement(
         worker_bytes=work.worker_bytes(tile),
         memory_bytes=_memory(wishes, machine, processes),
         redundancy=work.redundancy(tile),
+        input_bytes=math.prod(coarse.shape) * itemsize,
         read_bytes=work.read_bytes(tile),
         write_bytes=write_bytes,
         disk_free_bytes=machine.disk_free_bytes,
         backend=Backend(device=wishes.device or "cpu", precision=wishes.precision or "float32"),
         codec=wishes.codec or usual_codec(wishes.version),
         pyramid=wishes.pyramid,
+        stored=stored,
         trust=wishes.trust,
     )
 
@@ -354,8 +374,8 @@ def _too_large(work: Workload, wishes: Wishes, memory: int) -> PlanError:
 
 
 def _map_bytes(fine: Shape, factor: Shape) -> int:
-    """Bytes of both trust maps of a box of fine voxels: float32, one of them on the coarse grid."""
-    return 4 * (math.prod(fine) + math.prod(-(-n // f) for n, f in zip(fine, factor, strict=True)))
+    """Bytes of both trust maps of a box of fine voxels; one of them is on the coarse grid."""
+    return MAP_ITEMSIZE * (math.prod(fine) + math.prod(-(-n // f) for n, f in zip(fine, factor, strict=True)))
 
 
 def _on_axes(axes: str, spatial: Shape) -> Shape:

@@ -70,6 +70,8 @@ class Volume:
     """What other programs wrote into the attributes of the image; outputs carry it on."""
     dropped: tuple[str, ...] = ()
     """What else the file holds that outputs will not have, in words."""
+    stored: Shape | None = None
+    """Voxels per axis that are read as a whole: a chunk; None where nobody knows."""
     levels: tuple[Vector, ...] = ()
     """Spacing of each level of its pyramid, its own first; none where there is no pyramid."""
     labels: tuple[Label, ...] = field(default=(), repr=False)

@@ -32,6 +32,8 @@ class Workload:
     """Per side."""
     itemsize: int
     """Bytes of a coarse voxel as it is read."""
+    stored: Shape | None = None
+    """What the input is read in, as a whole: a chunk; None where single voxels are."""
     output_bytes: int
     """Of one region."""
     tile_bytes: Callable[[Shape], int]
@@ -78,10 +80,11 @@ class Workload:
         return share
 
     def read_bytes(self, tile: Shape) -> int:
-        """Voxel data read for all regions, halos included; the box of a region factorises, so the sum does too."""
+        """Voxels of all chunks read for all regions; the box of a region factorises, so the sum does too."""
         halos = [self.halo] if self.margin is None else [self.halo, self._widest]
+        stored = self.stored or (1,) * len(self.shape)
         return self.itemsize * sum(
-            math.prod(map(_read_along_axis, self.shape, self.region, tile, halo)) for halo in halos
+            math.prod(map(_read_along_axis, self.shape, self.region, tile, halo, stored)) for halo in halos
         )
 
     @property
@@ -90,23 +93,31 @@ class Workload:
         return tuple(h + m for h, m in zip(self.halo, self.margin or (0,) * len(self.halo), strict=True))
 
 
-def _read_along_axis(size: int, region: int, tile: int, halo: int) -> int:
-    """Voxels read along one axis: whole tiles and their halo, mirrored where they leave the volume."""
+def _read_along_axis(size: int, region: int, tile: int, halo: int, stored: int) -> int:
+    """Voxels read along one axis: whole tiles and their halo, mirrored at the faces, in whole chunks."""
     length = -(-region // tile) * tile + 2 * halo
-    # The regions first … last see no face. There may be millions of them, and only a few others.
-    first, last = -(-halo // region), (size + halo - length) // region
-    inside = max(0, last - first + 1)
-    total = inside * length
+    # The regions first … last see no face, nor a chunk that is cut off. There may be millions of them, which meet
+    # chunks in the same way again and again, and only a few others.
+    first, last = -(-halo // region), (size // stored * stored + halo - length) // region
+    inside, period = max(0, last - first + 1), stored // math.gcd(region, stored)
+    starts = (index * region - halo for index in range(first, first + min(inside, period)))
+    spans = [_in_chunks(start, start + length, size, stored) for start in starts]
+    whole, rest = divmod(inside, period)
+    total = whole * sum(spans) + sum(spans[:rest])
     count = -(-size // region)
     for index in (*range(min(first, count)), *range(max(first, last + 1), count)):
         start = index * region
         stop = start + -(-min(region, size - start) // tile) * tile
-        total += _span_of_mirrored(start - halo, stop + halo, size)
+        total += _in_chunks(*_mirrored(start - halo, stop + halo, size), size, stored)
     return total
 
 
-def _span_of_mirrored(start: int, stop: int, size: int) -> int:
-    """Voxels from the first to the last that ``volume.mirror`` lists."""
+def _in_chunks(low: int, high: int, size: int, stored: int) -> int:
+    """Voxels of the chunks that ``low … high`` touches, along one axis."""
+    return min(-(-high // stored) * stored, size) - low // stored * stored
+
+
+def _mirrored(start: int, stop: int, size: int) -> tuple[int, int]:
+    """From the first to the last voxel that ``volume.mirror`` lists."""
     low = max(0, min(start, 2 * size - stop)) if stop > size else max(0, start)
-    high = min(size, max(stop, -start))
-    return high - low
+    return low, min(size, max(stop, -start))

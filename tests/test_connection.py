@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import socket
 import subprocess
@@ -25,7 +26,9 @@ from svision_dask.opening.formats import open_volume
 from svision_dask.running import connection, preflight
 from svision_dask.running.cluster import local_client, wishes_here
 from svision_dask.running.connection import Connection, slurm_job
+from svision_dask.running.pipeline import enhance_to_zarr
 from svision_dask.running.preflight import PACKAGES, Crew, Worker, inspect_workers, versions_here
+from svision_dask.running.trial import Trial, attempt
 from svision_dask.wishes import Machine, Wishes
 from svision_dask.workload import GPU_SEATS
 from tests.commands import run, textured, write_tiff
@@ -113,7 +116,7 @@ def test_a_cluster_that_runs_gives_the_same_voxels(image, alone, tmp_path):
         listed = run("workers", image, tmp_path / "other.zarr", "--scheduler", address, "--json")
         checked = run("verify", tmp_path / "fine.zarr", "--scheduler", address)
     assert np.array_equal(voxels(tmp_path / "fine.zarr"), voxels(alone))
-    assert [worker["threads"] for worker in json.loads(listed.stdout)] == [4, 4]
+    assert [(each["threads"], each["torch_threads"]) for each in json.loads(listed.stdout)] == [(4, 4)] * 2
     assert not list(tmp_path.glob(".svision*")), "the workers' trial files are left"
     assert checked.exit_code == 0
 
@@ -157,30 +160,54 @@ def test_a_worker_with_other_versions_is_named_before_anything_is_made(image, tm
     assert "train" not in refused.stderr
 
 
-def test_a_worker_that_cannot_see_the_output_is_named(image, tmp_path):
-    hidden = tmp_path / "hidden"
+@contextmanager
+def worker_without(hidden: Path, folder: Path):
+    """Start a scheduler, and a worker that has an empty folder where this process has ``hidden``."""
     hidden.mkdir()
     trial = subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", hidden], capture_output=True, check=False)
     if trial.returncode:
         pytest.skip(f"no mount namespaces here: {trial.stderr.decode().strip()}")
-    where = tmp_path / "scheduler.json"
+    where = folder / "scheduler.json"
     with process(
         *("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", 0, "--no-dashboard"),
         *("--scheduler-file", where),
     ):
         wait_for(where.exists)
         command = f"mount -t tmpfs none {hidden} && exec {sys.executable} -m distributed.cli.dask_worker"
-        options = f"--scheduler-file {where} --host 127.0.0.1 --no-dashboard --local-directory {tmp_path / 'w'}"
+        options = f"--scheduler-file {where} --host 127.0.0.1 --no-dashboard --local-directory {folder / 'w'}"
         with subprocess.Popen(
             ["unshare", "-m", "sh", "-c", f"{command} {options}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as worker:
+        ) as started:
             try:
-                refused = run("enhance", image, hidden / "fine.zarr", "--scheduler-file", where)
+                yield where
             finally:
-                worker.terminate()
-    assert refused.exit_code == 1
+                started.terminate()
+
+
+def test_a_worker_that_cannot_see_the_output_or_the_model_is_named_before_anything_is_made(image, alone, tmp_path):
+    hidden, seen = tmp_path / "hidden", tmp_path / "fine.zarr"
+    with worker_without(hidden, tmp_path) as where:
+        refused = run("enhance", image, hidden / "fine.zarr", "--scheduler-file", where)
+        model = shutil.copy(model_of(alone), hidden / "model.safetensors")
+        blind = run("enhance", image, seen, "-m", model, "--scheduler-file", where)
+        listed = run("workers", "-m", model, "--scheduler-file", where)
+        with Client(scheduler_file=str(where)) as client:
+            (untrained,) = inspect_workers(client, model=hidden / "model.safetensors.new").problems
+            with pytest.raises(ClusterError, match="does not see the model"):
+                enhance_to_zarr(image, seen, model=model, client=client)
+    assert refused.exit_code == blind.exit_code == listed.exit_code == 1
     assert f"does not see {hidden}" in refused.error
-    assert not (hidden / "fine.zarr").exists()
+    assert f"worker on {platform.node()}" in blind.error
+    assert f"does not see the model {model}" in blind.error
+    assert f"does not see the model {model}" in listed.error
+    assert f"does not see {hidden}, where the model is kept" in untrained
+    assert [path.name for path in hidden.iterdir()] == ["model.safetensors"]
+    assert not list(tmp_path.glob("*fine*"))
+
+
+def test_a_model_that_is_another_one_on_a_worker_is_named(alone):
+    (problem,) = attempt(Trial(model=str(model_of(alone)), digest="0" * 64)).problems
+    assert "the model file has changed" in problem
 
 
 def test_workers_that_cannot_read_the_input_say_so(image, tmp_path):

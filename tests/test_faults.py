@@ -14,19 +14,23 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import zarr
 
-from svision_dask.running import pipeline
+from svision_dask.network.model import load_model
+from svision_dask.opening.formats import open_volume
+from svision_dask.running import image, pipeline
 from svision_dask.running.cluster import local_client
 from svision_dask.running.ledger import Receipt
-from svision_dask.running.pipeline import enhance_to_zarr
+from svision_dask.running.pipeline import enhance_to_zarr, plan_volume
 from svision_dask.running.regions import EnhanceTask
+from svision_dask.running.scheduling import run_regions
 from svision_dask.running.verification import verify
 from tests.commands import environment, finish, run, start, textured, write_tiff
 from tests.models import tiny
@@ -92,11 +96,47 @@ def test_a_worker_that_is_killed_at_any_moment_changes_nothing(
     assert_same(tmp_path / "fine.zarr", undisturbed)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_the_number_of_workers_changes_nothing(workers, source, model, undisturbed, tmp_path):
+def shuffled(client, task, regions, **options) -> None:
+    """Run regions in another order."""
+    mixed = list(regions)
+    random.Random(0).shuffle(mixed)
+    run_regions(client, task, mixed, **options)
+
+
+WIDE = replace(CUT, shard={"z": 8, "y": 32, "x": 128})
+
+
+@pytest.mark.parametrize(("workers", "wishes", "mixed"), [(1, CUT, True), (4, CUT, False), (2, WIDE, False)])
+def test_the_number_of_workers_the_order_and_the_regions_change_nothing(
+    workers, wishes, mixed, source, model, undisturbed, tmp_path, monkeypatch
+):
+    if mixed:
+        monkeypatch.setattr(image, "run_regions", shuffled)
     with local_client(workers=workers, memory_bytes=4 * 2**30) as client:
-        enhance_to_zarr(source, tmp_path / "fine.zarr", model=model, wishes=CUT, client=client)
+        enhance_to_zarr(source, tmp_path / "fine.zarr", model=model, wishes=wishes, client=client)
     assert_same(tmp_path / "fine.zarr", undisturbed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noting(EnhanceTask):
+    """Notes with how many threads torch has computed."""
+
+    notes: Path
+
+    def __call__(self, region) -> Receipt:
+        receipt = super().__call__(region)
+        (self.notes / f"{region.index}").write_text(f"{torch.get_num_threads()}")
+        return receipt
+
+
+def test_torch_computes_with_the_threads_that_were_planned(source, model, tmp_path, monkeypatch):
+    (notes := tmp_path / "notes").mkdir()
+    monkeypatch.setattr(pipeline, "EnhanceTask", partial(Noting, notes=notes))
+    volume, design = open_volume(source), load_model(model).architecture
+    with local_client(workers=1, memory_bytes=4 * 2**30) as client:
+        plan = replace(plan_volume(volume, design, wishes=WIDE, client=client), threads=3)
+        enhance_to_zarr(volume, tmp_path / "fine.zarr", model=model, plan=plan, client=client)
+    assert {note.read_text() for note in notes.iterdir()} == {"3"}
 
 
 WRITER = """

@@ -91,6 +91,7 @@ LIBRARIES = {
     "running/progress": {"dask", "distributed"},
     "running/regions": {"dask", "numpy", "torch", "zarr"},
     "running/scheduling": {"cloudpickle", "distributed"},
+    "running/trial": {"distributed", "torch"},
     "running/trust_maps": {"numpy"},
     "running/trust_summary": {"numpy"},
     "running/verification": {"distributed"},

@@ -5,6 +5,7 @@ import math
 import re
 import time
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,6 +39,7 @@ def plan_of(
     machine: Machine = ROOMY,
     wishes: Wishes | None = None,
     itemsize: int = 2,
+    stored: tuple[int, ...] | None = None,
 ) -> Plan:
     spatial = tuple(h if axis in axes else 0 for axis, h in zip(SPATIAL, halo, strict=True))
     return plan_enhancement(
@@ -50,6 +52,7 @@ def plan_of(
         tile_bytes=lambda tile: BYTES_PER_VOXEL * math.prod(t + 2 * h for t, h in zip(tile, spatial, strict=True)),
         machine=machine,
         wishes=wishes,
+        stored=stored,
     )
 
 
@@ -76,7 +79,9 @@ def requests(draw: st.DrawFn) -> dict:
     )
     machine = Machine(cores=draw(st.integers(1, 8)), memory_bytes=draw(st.sampled_from([GIB // 2, GIB, 8 * GIB])))
     halo = draw(st.tuples(*[st.integers(0, 7)] * 3))
-    return {"axes": axes, "shape": shape, "factor": factor, "halo": halo, "machine": machine, "wishes": wishes}
+    stored = tuple(draw(st.integers(1, 9)) if axis in SPATIAL else 1 for axis in axes)
+    given = {"axes": axes, "shape": shape, "factor": factor, "halo": halo, "machine": machine, "wishes": wishes}
+    return {**given, "stored": stored}
 
 
 def planned(request: dict) -> Plan:
@@ -136,9 +141,9 @@ def test_the_bytes_to_read_and_the_voxels_to_compute_are_those_of_every_region_a
         shape, dtype, voxels = plan.coarse.shape, np.dtype(np.uint16), 0
 
         def __getitem__(self, box):
-            block = np.zeros([side.stop - side.start for side in box], self.dtype)
-            self.voxels += block.size
-            return block
+            sides = zip(box, self.shape, request["stored"], strict=True)
+            self.voxels += math.prod(min(-(-b.stop // u) * u, n) - b.start // u * u for b, n, u in sides)
+            return np.zeros([side.stop - side.start for side in box], self.dtype)
 
     source = Counting()
     volume = Volume.from_source(source, plan.coarse, chunks=plan.coarse.shape)
@@ -265,9 +270,9 @@ def test_a_tile_with_a_tensor_too_large_is_refused_with_the_limit():
             grid_of("zyx", (1000, 1000, 1000)),
             factor=(2, 2, 2),
             halo=design.halo,
-            itemsize=2,
-            dtype="uint16",
-            dtype_itemsize=2,
+            itemsize=1,
+            dtype="uint8",
+            dtype_itemsize=1,
             tile_bytes=design.tile_bytes,
             machine=Machine(cores=1, memory_bytes=10**12),
             wishes=Wishes(shard=dict.fromkeys("zyx", 1024), tile=dict.fromkeys("zyx", 512)),
@@ -315,6 +320,17 @@ def test_a_disk_too_small_even_for_compressed_voxels_is_refused_with_both_sizes(
 def test_wishes_that_cannot_be_met_are_refused_with_one_that_can(wishes, message):
     with pytest.raises(PlanError, match=message):
         plan_of("zyx", (200, 200, 200), wishes=wishes)
+
+
+@pytest.mark.parametrize(
+    ("version", "what", "lengths"),
+    [("0.5", "shards", {"z": 512, "y": 1024, "x": 1024}), ("0.4", "chunks", {"z": 512, "y": 1024, "x": 1024})],
+)
+def test_chunks_and_shards_that_no_codec_takes_are_refused_by_the_plan(version, what, lengths):
+    wishes = Wishes(version=version, chunk=lengths, tile={"z": 5, "y": 5, "x": 5})
+    with pytest.raises(PlanError, match=rf"{what} of \(512, 1024, 1024\) .* 2147483648 is too much.*smaller --{what}"):
+        plan_of("zyx", (1000, 1000, 1000), wishes=wishes)
+    plan_of("zyx", (1000, 1000, 1000), wishes=replace(wishes, chunk={**lengths, "z": 510}))
 
 
 def test_an_axis_without_voxels_is_refused():

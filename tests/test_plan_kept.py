@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+from zarr.abc.store import SuffixByteRequest
+from zarr.storage import LocalStore
 
+from svision_dask.codec import Codec
 from svision_dask.geometry import Grid
 from svision_dask.network.model import Model
-from svision_dask.omezarr.write import create_store
+from svision_dask.omezarr.write import create_store, open_level, publish
+from svision_dask.opening.formats import open_volume
 from svision_dask.running.pipeline import plan_volume
 from svision_dask.running.regions import EnhanceTask
 from svision_dask.volume import Volume
@@ -68,3 +73,44 @@ def test_what_is_read_and_computed_is_what_the_plan_says(shape, shard, tile, tmp
         task(region)
     assert source.read * 2 == plan.read_bytes
     assert sum(computed) == pytest.approx(plan.redundancy * math.prod(shape))
+
+
+@pytest.mark.parametrize(
+    ("chunk", "shard", "lengths"),
+    [
+        ((16, 16, 16), None, (32, 64, 32)),
+        ((16, 16, 16), None, (16, 32, 96)),
+        ((8, 16, 16), (16, 32, 48), (32, 32, 32)),
+        ((48, 64, 48), None, (48, 64, 48)),
+    ],
+)
+def test_what_a_store_is_asked_for_is_what_the_plan_says(chunk, shard, lengths, tmp_path, monkeypatch):
+    grid = Grid(axes="zyx", shape=(48, 64, 48), spacing=(1.0,) * 3, origin=(0.0,) * 3, units=(None,) * 3)
+    path = tmp_path / "in.zarr"
+    # Without compression, what is stored of voxels is their bytes, and a checksum.
+    create_store(path, [grid], dtype="u2", chunks=chunk, shards=shard, codec=Codec("none", 0), attributes={})
+    open_level(path, 0, "r+")[...] = np.random.default_rng(0).integers(1, 1000, grid.shape)
+    publish(path, [grid], name="in", channels=(), version="0.5", attributes={})
+    volume, model, served, get = open_volume(path), tiny((2, 2, 2)), [], LocalStore.get
+    named = dict(zip("zyx", lengths, strict=True))
+    plan = plan_volume(volume, model.architecture, wishes=Wishes(shard=named, chunk=named, workers=1), machine=MACHINE)
+
+    async def counted(self, key, prototype, byte_range=None):
+        content = await get(self, key, prototype, byte_range)
+        if Path(self.root).is_relative_to(path) and "c/" in key and not isinstance(byte_range, SuffixByteRequest):
+            served.append(len(content))  # but for the index of a shard
+        return content
+
+    monkeypatch.setattr(LocalStore, "get", counted)
+    create_store(tmp_path / "fine.zarr", [plan.fine], dtype="u2", chunks=plan.chunk, shards=plan.shard, attributes={})
+    task = EnhanceTask(
+        volume=volume,
+        model_path=str(model.save(tmp_path / "model.safetensors")),
+        model_digest=model.digest,
+        output=str(tmp_path / "fine.zarr"),
+        plan=plan,
+    )
+    for region in plan.regions:
+        task(region)
+    assert plan.read_bytes == pytest.approx(sum(served), rel=0.01)
+    assert plan.times_read > 2

@@ -8,13 +8,16 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 from distributed import Client
 from rich.console import Console
 
 from svision_dask.commands import progress as module
-from svision_dask.commands.events import EventLog
+from svision_dask.commands.events import EventLog, json_logged
 from svision_dask.commands.progress import POINTS, SHOWN_WORKERS, Display, Pace, Reporter
+from svision_dask.errors import RegionError
 from svision_dask.geometry import Region, Regions
 from svision_dask.running.ledger import Receipt
 from svision_dask.running.progress import ClusterState, RunProgress, Tally, WorkerState, watched
@@ -234,3 +237,15 @@ def test_a_log_has_no_nan_and_a_full_disk_ends_it_but_not_the_run(tmp_path, caps
     assert capsys.readouterr().err.count("warning: --json-log") == 1
     with pytest.raises(OSError, match="space"):
         stream.close()
+
+
+def test_a_log_has_all_regions_that_failed(tmp_path):
+    @click.command()
+    @json_logged
+    def enhance() -> None:
+        raise RegionError("region 1: no. 1 more.", ["region 1: no", "region 2: no"])
+
+    CliRunner().invoke(enhance, ["--json-log", str(tmp_path / "log")])
+    _, ended = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert ended["event"] == "failed"
+    assert ended["failures"] == ["region 1: no", "region 2: no"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -42,6 +43,8 @@ class Faulty:
     times: int
     error: int | None = None
     """Number of the error to raise; by default, the process kills itself."""
+    voxels: bytes = b""
+    """Of a volume in memory."""
 
     def __call__(self, region: Region) -> Receipt:
         if region.index == BAD:
@@ -51,6 +54,16 @@ class Faulty:
                 if self.error is not None:
                     raise OSError(self.error, os.strerror(self.error))
                 os.kill(os.getpid(), signal.SIGKILL)
+        return Receipt(level=0, index=region.index, start=region.start, low=0, high=0, voxels=1, crc32=0)
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """Kills the process at two regions, always."""
+
+    def __call__(self, region: Region) -> Receipt:
+        if region.index in (3, 7):
+            os.kill(os.getpid(), signal.SIGKILL)
         return Receipt(level=0, index=region.index, start=region.start, low=0, high=0, voxels=1, crc32=0)
 
 
@@ -78,12 +91,39 @@ def test_a_worker_that_dies_is_replaced_and_its_region_made_again(times, client,
     assert made(client, Faulty(tmp_path / "tries", times)) == list(range(12))
 
 
+def test_a_volume_in_memory_is_sent_again_if_the_only_worker_that_had_it_dies(tmp_path):
+    with local_client(workers=1, memory_bytes=2 * 2**30) as client:
+        task = Faulty(tmp_path / "tries", times=1, voxels=bytes(2 * module.HEAVY_BYTES))
+        indices: list[int] = []
+        run_regions(client, task, REGIONS, on_receipt=lambda receipt: indices.append(receipt.index))
+    assert sorted(indices) == list(range(12))
+    assert task.counter.read_text() == "xx"
+
+
 def test_a_region_that_kills_every_worker_is_named_and_all_others_are_made(client, tmp_path):
     indices: list[int] = []
     task = Faulty(tmp_path / "tries", times=1000)
     with pytest.raises(RegionError, match=r"region 4 at \(4,\): every worker that tried it died"):
         run_regions(client, task, REGIONS, on_receipt=lambda receipt: indices.append(receipt.index))
     assert sorted(indices) == [i for i in range(12) if i != BAD]
+
+
+def test_an_error_names_ten_regions_and_has_all():
+    failures = [f"region {i} at ({i},): it died" for i in range(12)]
+    error = module._error(failures, module.GOES_ON)
+    assert str(error).startswith("region 0 at (0,): it died. Failed, too: region 1 at (1,), region 2 at (2,), ")
+    assert "region 9 at (9,), and 2 more. Nothing was published" in str(error)
+    assert "region 10" not in str(error)
+    assert list(error.failures) == failures
+    assert list(pickle.loads(pickle.dumps(error)).failures) == failures
+
+
+def test_several_regions_that_kill_every_worker_are_all_named(client):
+    heard: list[str] = []
+    with pytest.raises(RegionError, match=r"region 3 at \(3,\): every .* Failed, too: region 7 at \(7,\)\. ") as raised:
+        run_regions(client, Deadly(), REGIONS, on_receipt=lambda receipt: None, on_failure=heard.append)
+    assert list(raised.value.failures) == heard
+    assert len(heard) == 2
 
 
 def test_an_error_that_passes_is_waited_for(client, tmp_path):

@@ -23,7 +23,7 @@ from svision_dask.running.cluster import local_client
 from svision_dask.running.ledger import Receipt
 from svision_dask.running.output import check_output
 from svision_dask.running.pipeline import copy_to_zarr, enhance_to_zarr, plan_volume
-from svision_dask.running.regions import CopyTask
+from svision_dask.running.regions import CopyTask, VerifyTask
 from svision_dask.running.verification import reopen, verify
 from svision_dask.stores import transfer
 from svision_dask.stores.locations import located, state_folder
@@ -279,6 +279,23 @@ def test_a_server_without_parts_of_files_is_told_apart_from_damage(http, folder)
         volume = open_volume(f"{url}/shards.ome.zarr")
         with pytest.raises(OSError, match="no parts of files"):
             volume.read((slice(0, 1), slice(0, 1), slice(0, 1)))
+
+
+def test_what_a_server_does_not_give_is_not_called_damaged(http, client) -> None:
+    url, faults = http
+    faults.give("403", "/0/c/0/1/0")
+    with pytest.raises(RegionError, match=r"access is refused.*Whether it is damaged is not known"):
+        verify(f"{url}/shards.ome.zarr", client=client)
+    faults.give("404", "/0/c/0/1/0")
+    assert verify(f"{url}/shards.ome.zarr", client=client).damaged == ("level 0, region at (0, 20, 0): cannot be read",)
+
+
+def test_a_server_without_parts_of_files_does_not_damage_them(folder) -> None:
+    with serve_folder(folder) as (url, faults):
+        faults.without_parts = True
+        task = VerifyTask(volume=open_volume(f"{url}/shards.ome.zarr"), level=0)
+        with pytest.raises(OSError, match="no parts of files"):
+            task(Regions(shape=SHAPE, unit=(8, 20, 20)).at(0))
 
 
 # ---------------------------------------------------------------- output to an object store

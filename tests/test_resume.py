@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from svision_dask.errors import ImageError, OutputError, RegionError, UsageError
 from svision_dask.network.model import load_model
 from svision_dask.omezarr.read import list_levels, read_provenance
 from svision_dask.opening.formats import open_volume
-from svision_dask.running import verification
+from svision_dask.running import image, verification
 from svision_dask.running.cluster import local_client
 from svision_dask.running.enhancement import enhance
 from svision_dask.running.pipeline import copy_to_zarr, enhance_to_zarr, plan_volume
@@ -38,6 +40,7 @@ SHAPE = (8, 24, 160)
 CUT = Wishes(chunk={"z": 8, "y": 16, "x": 16}, shard={"z": 8, "y": 16, "x": 64}, tile={"z": 4, "y": 8, "x": 32})
 GIVEN = ("--tile", "z=4,y=8,x=32", "--chunks", "z=8,y=16,x=16", "--shards", "z=8,y=16,x=64")
 """``CUT`` for the command line."""
+REPOSITORY = Path(__file__).parents[1]
 REGIONS, COARSER = 2 * 3 * 5, 2 * 2 * 3
 """Of the two levels of the pyramid; z, which is four times as coarse, is not halved."""
 
@@ -137,6 +140,15 @@ def test_another_plan_is_refused_and_nothing_is_touched(change, reason, source, 
     assert_same(output, undisturbed)
 
 
+@pytest.mark.parametrize("package", ["svision-dask", "torch"])
+def test_other_versions_are_refused(package, source, model, client, tmp_path, monkeypatch):
+    begun(source, model, tmp_path / "fine.zarr", client)
+    installed = image.version
+    monkeypatch.setattr(image, "version", lambda name: "0.0.1" if name == package else installed(name))
+    with pytest.raises(OutputError, match=rf"its {package} was .* and is \"0\.0\.1\""):
+        enhance_to_zarr(source, tmp_path / "fine.zarr", model=model, client=client)
+
+
 def test_another_input_under_the_same_name_is_refused(model, client, tmp_path):
     source = write_tiff(tmp_path / "coarse.ome.tif", textured(SHAPE))
     begun(source, model, tmp_path / "fine.zarr", client)
@@ -227,6 +239,49 @@ def test_a_killed_client_leaves_an_output_that_the_same_command_finishes(source,
     again = run(*command)
     assert again.exit_code == 0, again.stderr
     assert_same(tmp_path / "fine.zarr", undisturbed)
+
+
+KILLED = """
+import os, signal, sys
+from distributed import Client
+from svision_dask.running import image
+from svision_dask.running.pipeline import enhance_to_zarr
+from tests.test_resume import CUT
+
+def killing(function, when=lambda *arguments: True):
+    def call(*arguments, **named):
+        function(*arguments, **named)
+        if when(*arguments):
+            os.kill(os.getpid(), signal.SIGKILL)
+    return call
+
+source, output, model, stage = sys.argv[1:]
+if stage == "created":
+    image.create_store = killing(image.create_store)
+elif stage == "pyramid":
+    image._Making.add = killing(image._Making.add, when=lambda making, receipt: receipt.level == 1)
+else:
+    image.publish = killing(image.publish)
+with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
+    enhance_to_zarr(source, output, model=model, wishes=CUT, client=client)
+"""
+
+
+@pytest.mark.parametrize("stage", ["created", "pyramid", "published"])
+def test_a_client_that_is_killed_at_any_stage_leaves_nothing_behind(
+    stage, source, model, undisturbed, client, tmp_path
+):
+    output = tmp_path / "fine.zarr"
+    ended = subprocess.run([sys.executable, "-c", KILLED, source, output, model, stage], check=False, cwd=REPOSITORY)
+    assert ended.returncode == -signal.SIGKILL
+    assert (tmp_path / ".fine.zarr.svision" / "record.json").exists()
+    if stage == "published":
+        with pytest.raises(OutputError, match="a finished output"):
+            enhance_to_zarr(source, output, model=model, client=client)
+    else:
+        enhance_to_zarr(source, output, model=model, client=client, resume=True)
+    assert_same(output, undisturbed)
+    assert [path.name for path in tmp_path.iterdir()] == ["fine.zarr"]
 
 
 def test_the_command_without_a_model_does_not_train_again(source, tmp_path):

@@ -32,6 +32,7 @@ from svision_dask.commands.given import (
     first_field,
     given_model,
     model_begun_with,
+    model_for,
     open_first,
     open_given,
     opening_given,
@@ -149,7 +150,7 @@ def enhance(
     begun = None if overwrite or model_path else model_begun_with(output, given)
     _print((*assumed_lines(volume), *dropped_lines(volume)), err=True)
     with connected_given(given) as client:
-        check_given(client, volume, output, given)
+        check_given(client, volume, output, given, model=None if renormalise else model_path or begun)
         planned = plan_given(volume, model_path, output, given, begun=begun, overwrite=overwrite, client=client)
         _print(plan_lines(planned), err=not dry_run)
         log_event("plan", **planned.to_json())
@@ -348,18 +349,23 @@ def verify(output: str, reopen: bool, **given: Any) -> None:
 @main.command()
 @click.argument("source", metavar="[INPUT]", required=False)
 @click.argument("output", required=False)
+@click.option("-m", "--model", "model_path", metavar="MODEL", help="What workers must be able to load.")
 @opening
 @click.option("--device", type=click.Choice(DEVICES), help="What workers must have.")
 @clustering
 @as_json
-def workers(source: str | None, output: str | None, as_json: bool, **given: Any) -> None:
-    """Try every worker of a cluster: versions, memory, GPUs, whether it can read INPUT and write OUTPUT."""
+def workers(source: str | None, output: str | None, model_path: str | None, as_json: bool, **given: Any) -> None:
+    """Try every worker of a cluster: versions, memory, GPUs, whether it can read INPUT and MODEL and write OUTPUT."""
+    from svision_dask.network.model import load_model
     from svision_dask.running.cluster import here_or
     from svision_dask.running.preflight import inspect_workers
 
     volume = open_given(source, given) if source else None
+    if model_path is not None:
+        load_model(model_path)  # one that is not even here is an error of another kind
     with connected_given(given) as joined, here_or(joined) as client:
-        crew = inspect_workers(client, volume=volume, output=output, device=given["device"])
+        model = model_for(output, model_path)
+        crew = inspect_workers(client, volume=volume, output=output, model=model, device=given["device"])
     _print_json([worker.to_json() for worker in crew.workers]) if as_json else _print(crew_lines(crew))
     problems = list(crew.problems)
     if problems:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from svision_dask.running.preflight import Crew
     from svision_dask.volume import Volume
 
+OFTEN = 4
+"""An input that is read more often than this, chunks and halos included, is worth a line."""
 SHOW_TRACEBACK = 2
 """How many -v it takes."""
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -95,6 +97,12 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     if plan.trust:
         yield "trust    spread over flips and turns, and consistency, which the sizes here include"
     yield f"work     {len(plan.regions)} regions of {_times(plan.region)}, {size_words(plan.read_bytes)} to read"
+    if plan.stored is not None and plan.times_read > OFTEN:
+        larger = "; larger --shards need fewer" if plan.shard else ""
+        yield (
+            f"reading  the input {plan.times_read:.1f} times: all chunks ({_times(plan.stored)}) that a region or its "
+            f"halo touches{larger}"
+        )
     yield (
         f"tiles    {_times(plan.tile)} coarse voxels with a halo of {_times(plan.halo)}, which the operators reach; "
         f"{100 * (plan.redundancy - 1):.0f} % computed twice"
@@ -125,7 +133,8 @@ def crew_lines(crew: Crew) -> Iterator[str]:
     """Put the workers of a cluster into words."""
     for worker in crew.workers:
         gpu = f", GPU with {size_words(worker.gpu_bytes)} free" if worker.gpu_bytes else ""
-        yield f"{worker.host} {worker.address}: {worker.threads} threads, {size_words(worker.memory_bytes)} to use{gpu}"
+        threads = f"{worker.threads} threads ({worker.torch_threads} of torch)"
+        yield f"{worker.host} {worker.address}: {threads}, {size_words(worker.memory_bytes)} to use{gpu}"
         yield from (f"  problem: {problem}" for problem in worker.problems)
     yield ", ".join(f"{name} {version}" for name, version in crew.workers[0].versions.items())
     yield from (f"warning: {warning}" for warning in crew.warnings)

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import click
 
-from svision_dask.errors import OutputError, one_line
+from svision_dask.errors import OutputError, RegionError, one_line
 
 KEY = "svision_dask.events"
 """Where click keeps the log of the command that runs."""
@@ -84,7 +84,9 @@ def _logging(path: str | None, name: str, given: Mapping[str, Any]) -> Iterator[
             yield
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
-            reason = {} if stopped else {"error": one_line(error)}
+            reason: dict[str, Any] = {} if stopped else {"error": one_line(error)}
+            if isinstance(error, RegionError):
+                reason["failures"] = error.failures
             log.write("interrupted" if stopped else "failed", seconds=time.monotonic() - began, **reason)
             raise
         log.write("end", seconds=time.monotonic() - began)

@@ -109,13 +109,23 @@ def connected_given(given: Given) -> Iterator[Client | None]:
         yield client
 
 
-def check_given(client: Client | None, volume: Volume, output: str | None, given: Given) -> None:
+def check_given(client: Client | None, volume: Volume, output: str, given: Given, *, model: str | None) -> None:
     """Have every worker of a cluster try to do its part, before anything expensive begins."""
     from svision_dask.running.preflight import check_workers
 
     if client is not None:
-        for warning in check_workers(client, volume=volume, output=output, device=given.get("device")).warnings:
+        wanted = {"volume": volume, "output": output, "model": model_for(output, model)}
+        for warning in check_workers(client, **wanted, device=given.get("device")).warnings:
             click.echo(f"warning: {warning}", err=True)
+
+
+def model_for(output: str | None, model: str | None) -> Path | None:
+    """Say where workers will look for a model: the file that was given, or one that is kept beside the output."""
+    from svision_dask.network.model import model_file
+    from svision_dask.running.pipeline import model_path_beside
+
+    beside = None if output is None else model_path_beside(output, "")
+    return (model_file(model) if model is not None else None) or beside
 
 
 def plan_given(

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import zarr
 
-from svision_dask.codec import Codec
+from svision_dask.codec import Codec, check_bytes
 from svision_dask.errors import PlanError, UsageError
 from svision_dask.geometry import Grid, Shape
 from svision_dask.stores.locations import Location
 from svision_dask.stores.remote_store import store_at
 from svision_dask.wishes import Version
-
-SHARD_BYTES = 2**31
-"""Codecs count the bytes of a chunk in 32 bits with a sign, and a shard is encoded in one piece."""
 
 
 def storage_shapes(shape: Shape, chunks: Shape, shards: Shape | None) -> tuple[Shape, Shape | None]:
@@ -41,12 +37,7 @@ def check_storage(chunks: Shape, shards: Shape | None, dtype: np.dtype[Any], gri
     if any(s % c for s, c in zip(shards or chunks, chunks, strict=True)):
         raise PlanError(f"shards of {shards} voxels are not whole chunks of {chunks}. Use multiples of the chunks.")
     fitted, whole = storage_shapes(grid.shape, chunks, shards)
-    size = math.prod(whole or fitted) * dtype.itemsize
-    if size >= SHARD_BYTES:
-        what = "chunks" if whole is None else "shards"
-        raise PlanError(
-            f"{what} of {whole or fitted} voxels take {size} bytes each; {SHARD_BYTES} is too much. Use smaller."
-        )
+    check_bytes("chunks" if whole is None else "shards", whole or fitted, dtype.itemsize)
 
 
 def create_level(

@@ -237,6 +237,7 @@ def open_omezarr(path: str | Location, *, level: int = 0, missing: Missing = "er
         shown=metadata.shown if len(metadata.shown) == channels else (),
         carried=metadata.carried,
         dropped=metadata.dropped,
+        stored=in_order(array.chunks, metadata.order),  # of a shard, only those chunks are read that are needed
         levels=tuple(dataset.spacing for dataset in metadata.datasets[level:]),
     )
 

@@ -215,6 +215,7 @@ def stack_channels(volumes: Sequence[Volume]) -> Volume:
     return replace(
         stacked,
         channels=tuple(volume.name for volume in volumes),
+        stored=first.stored and (*first.stored[:axis], 1, *first.stored[axis:]),
         name=" + ".join(volume.name for volume in volumes),
         paths=tuple(path for volume in volumes for path in volume.paths),
         identity=", ".join(v.identity for v in volumes) if all(v.identity for v in volumes) else "",

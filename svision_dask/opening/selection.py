@@ -174,6 +174,7 @@ def _taken(volume: Volume, axis: str, chosen: tuple[int, ...]) -> Volume:
         grid=grid,
         chosen={**volume.chosen, axis: tuple(known[i] for i in chosen)},
         channels=_of_chosen(volume.channels, axis, chosen),
+        stored=volume.stored if volume.stored is not None and volume.stored[at] == 1 else None,
         shown=_of_chosen(volume.shown, axis, chosen),
         labels=tuple(replace(label, volume=_taken_label(label.volume, axis, chosen)) for label in volume.labels),
         identity=f"{volume.identity}, {axis} {chosen}" if volume.identity else "",

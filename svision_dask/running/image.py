@@ -26,7 +26,7 @@ from svision_dask.running.ledger import UNDONE, Ledger, Receipt, Record, claim, 
 from svision_dask.running.output import begun_record, remove_existing
 from svision_dask.running.progress import ClusterState, RunProgress, Tally, timestamp, watched
 from svision_dask.running.regions import CoarsenTask, CopyTask, EnhanceTask
-from svision_dask.running.scheduling import RegionTask, run_regions
+from svision_dask.running.scheduling import GOES_NOT_ON, GOES_ON, RegionTask, run_regions
 from svision_dask.running.trust_images import FOLDER, map_levels, map_place, map_plan
 from svision_dask.running.trust_maps import MAPS, MapPlace, TrustTask
 from svision_dask.running.trust_summary import summarise_maps
@@ -82,6 +82,11 @@ class Job:
     """Of the pyramid, finest first."""
     noise: Sequence[Noise] = ()
     """Of the channels of the volume, as training measured it: what trust maps are compared with."""
+
+    @property
+    def after(self) -> str:
+        """What is left to do if a region fails."""
+        return GOES_ON if self.volume.identity else GOES_NOT_ON
 
     @property
     def record(self) -> Record:
@@ -213,6 +218,7 @@ def _make_regions(image: _Making, maps: Sequence[_Making], cluster: Client) -> N
         on_receipt=on_receipt,
         on_failure=image.tally.fail,
         seats=GPU_SEATS if job.plan.backend.device == "cuda" else 1,
+        after=job.after,
     )
 
 
@@ -221,7 +227,8 @@ def _make_coarser(making: _Making, cluster: Client) -> None:
     for level, regions in enumerate(making.cuts[1:], start=1):
         task = _task(making.job, making.job.levels, level, making.ledger.run)
         left = making.ledger.left(level, regions)
-        run_regions(cluster, task, left, on_receipt=making.add, on_failure=making.tally.fail)
+        done, fail = making.add, making.tally.fail
+        run_regions(cluster, task, left, on_receipt=done, on_failure=fail, after=making.job.after)
 
 
 def _publish(making: _Making, **found: Any) -> None:

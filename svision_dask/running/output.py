@@ -12,7 +12,7 @@ from typing import Any
 from svision_dask.errors import ImageError, OutputError, UsageError
 from svision_dask.omezarr.read import describe_omezarr, is_omezarr, read_provenance
 from svision_dask.omezarr.write import mark_incomplete
-from svision_dask.running.ledger import Record, read_record
+from svision_dask.running.ledger import Record, claim, read_record
 from svision_dask.stores.locations import WRITABLE, Location, Remote, local_path, located
 from svision_dask.stores.remote_store import METADATA_FILES
 from svision_dask.wishes import Wishes
@@ -39,7 +39,15 @@ def check_output(output: str | Location, *sources: str | Location, overwrite: bo
     if resume and not begun_record(output):
         raise OutputError(f"{output}: there is nothing to resume. Leave out --resume.")
     if overwrite or not begun_record(output):
+        forget_finished(target)
         _check_existing(target, overwrite=overwrite)
+
+
+def forget_finished(output: Location) -> None:
+    """Remove the ledger of a run that was killed just after it had published its output."""
+    if read_record(output) is not None and is_omezarr(output) and _state(output) == "complete":
+        with claim(output):
+            pass  # whoever claims an output, and ends well, leaves no ledger
 
 
 def check_apart(output: Location, source: Location) -> None:

@@ -130,6 +130,7 @@ def plan_volume(
         sampling=design.sampling,
         margin=reduction_margin(design),
         kept_bytes=volume.kept_bytes,
+        stored=volume.stored,
     )
     levels_of(plan, volume)  # a pyramid that cannot be is refused now, and so are labels
     return plan
@@ -217,14 +218,15 @@ def enhance_to_zarr(
     wishes = (wishes or Wishes()) if overwrite else as_recorded(output, wishes)
     wishes = replace(wishes, trust=wishes.trust or trust)
     plan = plan or plan_volume(volume, trained.architecture, output=output, dtype=dtype, wishes=wishes, client=client)
+    own = None if isinstance(model, Model) else model_file(model)
+    kept = model_path_beside(output, trained.digest)
     if client is not None:
-        check_workers(client, volume=volume, output=output, device=plan.backend.device)
+        check_workers(client, volume=volume, output=output, model=own or kept, device=plan.backend.device)
     _check_plan(plan, volume, trained)
     if trust and not plan.trust:
         raise UsageError("plan: made without trust maps. Make it with Wishes(trust=True).")
-    kept = model_path_beside(output, trained.digest)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    path = (None if isinstance(model, Model) else model_file(model)) or trained.save(kept)
+    path = own or trained.save(kept)
     task = EnhanceTask(
         volume=volume.bare,
         model_path=str(path.absolute()),
@@ -366,6 +368,7 @@ def copy_to_zarr(
         tile_bytes=lambda tile: 0,
         machine=this_machine(output),
         kept_bytes=volume.kept_bytes,
+        stored=volume.stored,
         wishes=replace(wishes, device="cpu", gpu_bytes=None, trust=False),
     )
     package = f"svision-dask {version('svision-dask')}"

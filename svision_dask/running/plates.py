@@ -19,8 +19,9 @@ from svision_dask.plan import Plan
 from svision_dask.running.cluster import own_or
 from svision_dask.running.enhancement import full_factor
 from svision_dask.running.ledger import Record, claim, first_difference
-from svision_dask.running.output import begun_record, check_apart, check_output, remove_existing
+from svision_dask.running.output import begun_record, check_apart, check_output, forget_finished, remove_existing
 from svision_dask.running.pipeline import enhance_to_zarr, model_path_beside, plan_volume
+from svision_dask.running.preflight import check_workers
 from svision_dask.running.progress import ClusterState, RunProgress
 from svision_dask.stores.locations import Location, local_path, located
 from svision_dask.volume import Volume
@@ -121,10 +122,12 @@ def enhance_fields(
     asked = _asked(place, model, dtype, wishes, opening)
     _check_begin(target, place, asked, overwrite=overwrite)  # before the lock leaves anything there
     made, finished = [], []
+    first, kept = _open(place, collection.images[0], opening), model_path_beside(target, model.digest)
+    if client is not None:
+        check_workers(client, volume=first, output=target, model=kept)
     with claim(target):  # all the time: who replaces an output must not delete it under those who make it
         _begin(target, place, asked, wishes.version, overwrite=overwrite)
-        kept = model.save(model_path_beside(target, model.digest))
-        first = _open(place, collection.images[0], opening)
+        model.save(kept)
         plan = plan_volume(first, model.architecture, output=target, dtype=dtype, wishes=wishes, client=client)
         gpus = plan.backend.device == "cuda"
         with own_or(client, workers=plan.workers, memory_bytes=plan.memory_bytes, on_gpus=gpus) as cluster:
@@ -175,6 +178,7 @@ def _is_finished(field: Path, volume: Volume, model: Model) -> bool:
         return False
     if (known.get("record") or {}).get("input") != volume.identity:
         raise OutputError(f"{field} is finished, and its input was changed since. Use --overwrite to begin anew.")
+    forget_finished(field)
     return True
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -13,9 +12,10 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from svision_dask.backend import Device, best_precision, own_gpu, share_of_gpu
-from svision_dask.errors import ClusterError, SvisionError, one_line
-from svision_dask.stores.locations import Location, located
+from svision_dask.backend import Device, share_of_gpu
+from svision_dask.errors import ClusterError, one_line
+from svision_dask.running.trial import Trial, attempt, prepared
+from svision_dask.stores.locations import Location
 from svision_dask.volume import Volume
 from svision_dask.wishes import Wishes
 
@@ -41,6 +41,8 @@ class Worker:
     address: str
     host: str
     threads: int
+    torch_threads: int = 0
+    """Those that torch really uses of them; 0 where it was not tried."""
     memory_bytes: int
     """What it may use: its limit, or its share of what is free on its host."""
     gpu_bytes: int
@@ -107,9 +109,10 @@ def inspect_workers(
     *,
     volume: Volume | None = None,
     output: str | Location | None = None,
+    model: Path | None = None,
     device: Device | None = None,
 ) -> Crew:
-    """Ask every worker for its versions, memory and GPU, and have it read the input and write beside the output.
+    """Ask every worker for its versions, memory and GPU, and have it read the input, the model, and write the output.
 
     Parameters
     ----------
@@ -119,6 +122,8 @@ def inspect_workers(
         What workers must be able to read, if anything.
     output
         What workers must be able to write, in the folder that this process sees.
+    model
+        What workers must be able to load: a file, or where one is to be kept.
     device
         ``"cuda"`` if each of them must have a GPU.
 
@@ -151,7 +156,8 @@ def inspect_workers(
     if not workers:
         raise ClusterError("the cluster has no workers. Start some.")
     if not any(worker.problems for worker in workers):  # others could not even take our question
-        workers = _tried(client, workers, volume, output, device)
+        with prepared(volume, output, model) as trial:
+            workers = _tried(client, workers, trial, device)
     return Crew(workers=tuple(sorted(workers, key=lambda worker: (worker.host, worker.address))))
 
 
@@ -215,29 +221,9 @@ def check_workers(client: Client, **wanted: Any) -> Crew:
     return crew
 
 
-def _tried(
-    client: Client,
-    workers: Sequence[Worker],
-    volume: Volume | None,
-    output: str | Location | None,
-    device: Device | None,
-) -> list[Worker]:
-    """Let workers read and write, and add what came of it."""
-    token: Location | None = None
-    if output is not None:
-        # Where it is, if it is to be made itself: nothing is made before it is known that the work can be done.
-        target = located(output).absolute()
-        if isinstance(target, Path):
-            target = next(parent for parent in target.parents if parent.is_dir())
-        token = target / f".svision-{uuid.uuid4().hex}.probe"
-        token.write_bytes(token.name.encode())
-    try:
-        # A volume in memory travels with the work; there is nothing to try.
-        there = volume if volume is not None and volume.source is not None else None
-        found = _asked(client, _try, there, str(token) if token else None)
-    finally:
-        if token is not None:
-            token.unlink(missing_ok=True)
+def _tried(client: Client, workers: Sequence[Worker], trial: Trial, device: Device | None) -> list[Worker]:
+    """Let workers do what is to be tried, and add what came of it."""
+    found = _asked(client, attempt, trial)
     tried = [(worker, found[worker.address]) for worker in workers if worker.address in found]
     users = Counter((worker.host, answer.gpu[0]) for worker, answer in tried if _has_gpu(answer))
     return [_with(worker, answer, device, users) for worker, answer in tried]
@@ -255,47 +241,7 @@ def _with(worker: Worker, answer: Any, device: Device | None, users: Mapping[tup
     if device == "cuda" and gpu is None:
         problems = (*problems, "torch finds no GPU. Leave out --device, or use workers that have one")
     share = gpu[1] // users[worker.host, gpu[0]] if gpu is not None else 0
-    return replace(worker, problems=problems, gpu_bytes=share, halves=answer.halves)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Answer:
-    """Of a worker that was asked to try."""
-
-    problems: tuple[str, ...]
-    gpu: tuple[str, int] | None
-    """Name and free bytes of its own."""
-    halves: tuple[Device, ...]
-
-
-def _try(volume: Volume | None, token: str | None) -> _Answer:
-    """Run by each worker: say what does not work, and what it computes with."""
-    problems = []
-    if volume is not None:
-        try:
-            volume.read(tuple(slice(0, 1) for _ in volume.grid.axes))
-        except (SvisionError, OSError, ValueError, RuntimeError) as error:
-            problems.append(f"cannot read the input: {one_line(error)}")
-    if token is not None:
-        problems += _write_problems(located(token))
-    gpu = own_gpu()
-    devices: Sequence[Device] = ("cpu", "cuda") if gpu else ("cpu",)
-    halves = tuple(device for device in devices if best_precision(device) == "bfloat16")
-    return _Answer(problems=tuple(problems), gpu=gpu, halves=halves)
-
-
-def _write_problems(token: Location) -> Iterator[str]:
-    """See whether the folder of ``token`` is the one in which the client made it, and can be written."""
-    if not token.is_file():
-        yield f"does not see {token.parent}, where the output is made. Mount it, or choose a shared folder"
-        return
-    own = token.parent / f"{token.name}.{uuid.uuid4().hex}"
-    try:
-        own.write_bytes(b"svision-dask")
-    except OSError as error:
-        yield f"cannot write to {token.parent}: {one_line(error)}"
-    finally:
-        own.unlink(missing_ok=True)
+    return replace(worker, problems=problems, gpu_bytes=share, halves=answer.halves, torch_threads=answer.torch_threads)
 
 
 def _differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from svision_dask.geometry import Regions
+from svision_dask.plan import MAP_ITEMSIZE
 from svision_dask.running.cluster import DASHBOARD
 from svision_dask.running.ledger import Receipt
 from svision_dask.running.preflight import known_workers
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 WATCH_SECONDS = 3.0
 """How often to ask a scheduler about its workers, and a second less often for every ``WORKERS_PER_SECOND`` of them."""
 WORKERS_PER_SECOND = 50
-MAP_ITEMSIZE = 4
-"""Bytes of a voxel of a trust map, which is float32."""
 
 
 @dataclass(frozen=True, kw_only=True)

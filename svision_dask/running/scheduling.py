@@ -7,7 +7,7 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -33,6 +33,14 @@ TRANSIENT = {getattr(errno, name) for name in _TRANSIENT.split() if hasattr(errn
 """Errors that pass. A full disk, a read-only one and a forbidden one do not."""
 HEAVY_BYTES = 2**17
 """A task that pickles to more carries voxels; others carry paths."""
+GOES_ON = "Nothing was published; the same command goes on with what is missing."
+GOES_NOT_ON = "Nothing was published, and a volume in memory cannot be gone on with: begin anew, with overwrite."
+SEND_SECONDS = 300
+"""How long to wait for a worker that takes a volume: one that died is started anew."""
+MEND = "Nothing was published. Mend the input, then run the same command again."
+"""What is left to do if the input cannot be read."""
+LISTED = 10
+"""Regions that an error names."""
 KEY = "region-"
 """How the names of our tasks begin on a cluster; the number of the region follows."""
 
@@ -57,6 +65,7 @@ def run_regions(
     on_receipt: Callable[[Receipt], None],
     on_failure: Callable[[str], None] | None = None,
     seats: int = 1,
+    after: str = GOES_ON,
 ) -> None:
     """Run ``task`` on every region, with a bounded number of tasks known to the cluster at any time.
 
@@ -75,6 +84,8 @@ def run_regions(
         Called with why a region failed, as soon as it is known.
     seats
         Of a worker process.
+    after
+        What the error says at its end: what a failure leaves, and what to do.
 
     Raises
     ------
@@ -85,38 +96,65 @@ def run_regions(
         writes after this call has returned could meet whatever the caller does next. If a region kills every worker
         that tries it, all others are made first.
     """
-    from cloudpickle import dumps
-
-    # A volume held in memory travels to every worker once, not with every region.
-    sent = client.scatter(task, broadcast=True, hash=False) if len(dumps(task)) > HEAVY_BYTES else task
-    run = partial(client.submit, _run_one, sent, seats=seats, versions=versions_here())
+    sent = _Sent(client, task)
+    run = partial(client.submit, _run_one, seats=seats, versions=versions_here())
 
     def submit(region: Region) -> Future[Any]:
-        return run(region, key=f"{KEY}{region.index}-{uuid.uuid4().hex}")  # names what a worker is at, also to dask
+        # The key names what a worker is at, also to dask.
+        return run(sent.there(), region, key=f"{KEY}{region.index}-{uuid.uuid4().hex}")
 
     def on_later_receipt(receipt: Receipt) -> None:
         on_receipt(replace(receipt, retries=receipt.retries + 1))
 
-    drain = partial(_drain, client, submit, window=_Window(client, seats), on_failure=on_failure or _nobody)
+    on_failure = on_failure or _nobody
+    drain = partial(_drain, client, submit, window=_Window(client, seats), on_failure=on_failure)
     suspects: list[Region] = []
     failures = drain(iter(regions), suspects=suspects, on_receipt=on_receipt)
     for region in [] if failures else suspects:
         again: list[Region] = []
         failures += drain(iter([region]), suspects=again, on_receipt=on_later_receipt)
-        failures += [
-            f"region {r.index} at {r.start}: every worker that tried it died; was it the memory?" for r in again
-        ]
-    failures = list(dict.fromkeys(failures))
+        for each in again:
+            failures.append(f"region {each.index} at {each.start}: every worker that tried it died; was it the memory?")
+            on_failure(failures[-1])
     if failures:
-        more = f" ({len(failures) - 1} more failed.)" if len(failures) > 1 else ""
-        bad = next((why for why in failures if isinstance(why, BadInput)), None)
-        if bad is not None:
-            raise ImageError(f"{bad}{more} Nothing was published. Mend the input, then run the same command again.")
-        raise RegionError(f"{failures[0]}{more} Nothing was published; the same command goes on with what is missing.")
+        raise _error(list(dict.fromkeys(failures)), after)
+
+
+def _error(failures: Sequence[str], after: str) -> ImageError | RegionError:
+    """Put into one line what failed, and where; the first says why, and the error has all of them."""
+    bad = next((why for why in failures if isinstance(why, BadInput)), None)
+    why = bad or failures[0]
+    others = [each.partition(": ")[0] for each in failures if each is not why]
+    left = len(others) - (LISTED - 1)
+    named = ", ".join(others[: LISTED - 1]) + (f", and {left} more" if left > 0 else "")
+    line = why + ("" if why.endswith((".", "?")) else ".") + (f" Failed, too: {named}." if others else "")
+    return ImageError(f"{line} {MEND}") if bad is not None else RegionError(f"{line} {after}", failures)
 
 
 def _nobody(why: str) -> None:
     """Take a report, where nobody wants it."""
+
+
+class _Sent:
+    """A task as workers get it: one that holds a volume travels to each of them once, not with every region."""
+
+    def __init__(self, client: Client, task: RegionTask) -> None:
+        from cloudpickle import dumps
+
+        self._client, self._task = client, task
+        self._heavy = len(dumps(task)) > HEAVY_BYTES
+        self._future: Future[Any] | None = None
+
+    def there(self) -> RegionTask | Future[Any]:
+        """Send it if no worker has it: not yet, or because all that had it died."""
+        if not self._heavy:
+            return self._task
+        if self._future is None or self._future.status != "finished":
+            try:
+                self._future = self._client.scatter(self._task, broadcast=True, hash=False, timeout=SEND_SECONDS)
+            except OSError as error:
+                raise RegionError(f"no worker takes the volume: {one_line(error)}. Nothing was published.") from error
+        return self._future
 
 
 class _Window:
@@ -162,10 +200,10 @@ def _drain(
                 on_receipt(outcome)
             elif isinstance(outcome, str):
                 failures.append(outcome)
-            elif isinstance(error, KilledWorker):
-                suspects.append(region)
-            elif isinstance(error, CancelledError):
+            elif isinstance(error, CancelledError) and _is_gone(client, error):
                 failures.append("the scheduler is gone.")
+            elif isinstance(error, KilledWorker | CancelledError):  # cancelled: what it works on died with the worker
+                suspects.append(region)
             else:  # an error that arrives as such is one of the worker, not of the task
                 failures.append(f"a worker failed: {one_line(error)}")
             for why in failures[known:]:
@@ -178,6 +216,11 @@ def _drain(
         client.cancel(list(at_work))
         raise
     return failures
+
+
+def _is_gone(client: Client, error: BaseException) -> bool:
+    """Whether a region was cancelled because the scheduler does not answer any more."""
+    return client.status != "running" or getattr(error, "reason", "") == "scheduler-connection-lost"
 
 
 def _run_one(

@@ -62,6 +62,8 @@ def verify(
         If it is no image, or unfinished.
     OutputError
         If it was not made by svision-dask, or has no checksums.
+    RegionError
+        If a disk or a server does not give what is there: nobody knows then whether it is damaged.
     """
     path = located(output).absolute()
     levels = list_levels(path)
@@ -91,9 +93,12 @@ def verify(
     with here_or(client) as cluster:
         for number, regions in enumerate(cuts):
             task = VerifyTask(volume=open_omezarr(path, level=number), level=number)
-            run_regions(cluster, task, regions, on_receipt=on_receipt)
+            run_regions(cluster, task, regions, on_receipt=on_receipt, after=_UNKNOWN)
     assert seen == total, (seen, total)
     return Verification(regions=total, intact=tuple(intact), damaged=tuple(damaged))
+
+
+_UNKNOWN = "Whether it is damaged is not known. Verify it where it can be read."
 
 
 def images_of(output: str | Location) -> list[str]:
