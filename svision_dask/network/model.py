@@ -314,7 +314,7 @@ def _from_bytes(content: bytes, where: str) -> Model:
     except (SafetensorError, ArithmeticError, KeyError, RecursionError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise ModelError(f"{where}: not a model of svision-dask, or damaged ({reason}). Train it anew.") from error
-    architecture = Architecture.from_json(described)
+    architecture = Architecture.from_json(described, where)
     return Model(
         architecture=architecture,
         stages=_with_weights(architecture, scales, dampings, weights, where),
