@@ -88,6 +88,19 @@ def test_a_block_that_fails_stops_the_build(tmp_path, monkeypatch):
         executed.outputs(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("page", "marker", "reason"),
+    [("README.md", "demo", "CI runs it"), ("README.md", "magic", None), ("start", "demo", None)],
+)
+def test_only_what_ci_reads_counts_as_run_by_it(page, marker, reason):
+    text = f"<!-- {marker} command -->\n```sh\nsvision-dask demo\n```\n"
+    if reason:
+        assert [block.reason for block in executed.blocks(page, text)] == [reason]
+    else:
+        with pytest.raises(executed.BlockError, match=f"runs no '{marker} command'"):
+            list(executed.blocks(page, text))
+
+
 def test_blocks_of_python_share_their_names_and_show_what_they_print(tmp_path, monkeypatch):
     page = "```python\na = 6\n```\n\n<!-- not run: no snakes here -->\n```sh\nsnakes\n```\n\n"
     page += "```python\nprint(7 * a)\n```\n"
