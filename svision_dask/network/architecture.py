@@ -137,7 +137,7 @@ class Architecture:
 
     @classmethod
     def from_json(cls, value: Any, where: str = "model") -> Architecture:
-        """From plain values, checked; ``where`` they came from is for the message.
+        """From a plain ``value``, checked; ``where`` it came from is for the message.
 
         Raises
         ------

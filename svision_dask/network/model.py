@@ -53,7 +53,9 @@ class Model:
     """
 
     architecture: Architecture
+    """What it is made of, and from that its factor, halo and memory."""
     stages: tuple[Stage, ...]
+    """Trained, in the order in which they run."""
     normalisation: tuple[Normalisation, ...]
     """One per channel; a single one serves every channel."""
     provenance: dict[str, Any] = field(default_factory=dict)

@@ -48,10 +48,15 @@ class Report:
     """What was made."""
 
     output: str
+    """Where it is."""
     plan: Plan
+    """How it was cut."""
     made: Made
+    """Levels of the pyramid, and how many regions were empty, or made with smaller tiles."""
     model_path: str
+    """Where the model is that made it."""
     model_digest: str
+    """SHA-256 of that file."""
     seconds: float
     """Of enhancing, writing and coarsening; without training."""
 
@@ -62,7 +67,7 @@ class Report:
 
 def plan_volume(
     volume: Volume,
-    design: Architecture,
+    design: Model | Architecture,
     *,
     output: str | Location | None = None,
     dtype: str = "same",
@@ -70,12 +75,12 @@ def plan_volume(
     machine: Machine | None = None,
     client: Client | None = None,
 ) -> Plan:
-    """Plan the enhancement of ``volume`` by a model of ``design``, trained or not.
+    """Plan the enhancement of ``volume`` by a model, or by one that is yet to be trained.
 
     Parameters
     ----------
     volume, design
-        What is enhanced, and by what.
+        What is enhanced, and by what: a model, or the architecture of one.
     output
         Where it is to be made; its disk must have room for it.
     dtype
@@ -105,6 +110,7 @@ def plan_volume(
     if dtype not in ("same", "float32"):
         raise UsageError(f"dtype {dtype!r}: allowed are same and float32.")
     written = volume.dtype if dtype == "same" else np.dtype(np.float32)
+    design = design.architecture if isinstance(design, Model) else design
     wishes = wishes or Wishes()
     machine = machine or this_machine(output, gpus=client is None and wishes.device != "cpu")
     wishes = check_workers(client, device=wishes.device).wishes(wishes) if client else wishes_here(wishes, machine)
@@ -216,7 +222,7 @@ def enhance_to_zarr(
         warnings.warn(f"{volume.name}: {difference}. Train on this volume, or renormalise.", DriftWarning, stacklevel=2)
     wishes = (wishes or Wishes()) if overwrite else as_recorded(output, wishes)
     wishes = replace(wishes, trust=wishes.trust or trust)
-    plan = plan or plan_volume(volume, trained.architecture, output=output, dtype=dtype, wishes=wishes, client=client)
+    plan = plan or plan_volume(volume, trained, output=output, dtype=dtype, wishes=wishes, client=client)
     if client is not None:
         check_workers(client, volume=volume, output=output, device=plan.backend.device)
     _check_plan(plan, volume, trained)

@@ -125,7 +125,7 @@ def enhance_fields(
         _begin(target, place, asked, wishes.version, overwrite=overwrite)
         kept = model.save(model_path_beside(target, model.digest))
         first = _open(place, collection.images[0], opening)
-        plan = plan_volume(first, model.architecture, output=target, dtype=dtype, wishes=wishes, client=client)
+        plan = plan_volume(first, model, output=target, dtype=dtype, wishes=wishes, client=client)
         gpus = plan.backend.device == "cuda"
         with own_or(client, workers=plan.workers, memory_bytes=plan.memory_bytes, on_gpus=gpus) as cluster:
             for number, field in enumerate(collection.images):
