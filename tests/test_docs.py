@@ -32,6 +32,7 @@ def load(path: Path) -> ModuleType:
 
 executed = load(DOCS / "executed.py")
 figures = load(ROOT / "benchmarks" / "page.py")
+tables = load(ROOT / "benchmarks" / "tables.py")
 
 
 def name(path: Path) -> str:
@@ -123,6 +124,12 @@ def test_figures_that_stand_there_twice_or_not_at_all_are_noticed(marker):
     for text, count in ((f"{readme}\n{line}\n", 2), (readme.replace(line, ""), 0)):
         with pytest.raises(ValueError, match=f"{count} lines '{line}', and there must be one"):
             figures.with_figures(text)
+
+
+def test_the_tables_of_the_page_of_results_are_made_of_the_results():
+    page = text_of(DOCS / "results.md")
+    assert page == tables.with_tables(page), "run: python benchmarks/tables.py"
+    assert [name for _, name, _ in tables.MARKED.findall(page)] == list(tables.TABLES)
 
 
 def test_the_page_of_benchmarks_has_every_result(tmp_path, monkeypatch):
