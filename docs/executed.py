@@ -24,6 +24,8 @@ RUN = (
     "tutorials/slice-2d",
     "tutorials/report",
     "tutorials/choosing",
+    "tutorials/remote",
+    "how-to",
     "how-it-works",
 )
 """The pages that are run, in this order; on all others every block says why it is not."""
