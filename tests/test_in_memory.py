@@ -14,6 +14,7 @@ from svision_dask import geometry
 from svision_dask import volume as volumes
 from svision_dask.errors import ImageError, UsageError
 from svision_dask.opening import formats, in_memory
+from svision_dask.running import enhancement, pipeline
 from tests.models import fast
 
 FALLING = np.array([2, 1, 0], np.uint8)
@@ -115,7 +116,7 @@ def test_what_is_no_volume_yet_is_refused_by_what_makes_one_of_it(call):
         call(np.zeros((8, 8, 8)))
 
 
-@pytest.mark.parametrize("module", [formats, geometry, in_memory, volumes], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [enhancement, formats, geometry, in_memory, pipeline, volumes], ids=lambda module: module.__name__)
 def test_its_examples_are_true(module):
     found = doctest.testmod(module)
     assert found.attempted

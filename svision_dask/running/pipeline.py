@@ -106,6 +106,18 @@ def plan_volume(
     UsageError
         If ``dtype`` is neither ``"same"`` nor ``"float32"``, the pyramid cannot be had, as `levels_of`, or there are no
         orientations to compare for trust maps.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> import numpy as np
+    >>> import svision_dask as sv
+    >>> voxels = np.random.default_rng(0).poisson(9, (8, 32, 32)).astype("uint8")
+    >>> model = sv.train(sv.open_volume(voxels, spacing=1), factor=2, steps=1)
+    >>> brain = sv.open_volume(da.zeros((2000, 8000, 8000), chunks=256, dtype="uint8"), spacing=1)
+    >>> plan = sv.plan_volume(brain, model, machine=sv.Machine(cores=8, memory_bytes=32 * 2**30))
+    >>> plan.fine.shape, plan.halo, plan.workers
+    ((4000, 16000, 16000), (4, 4, 4), 8)
     """
     if dtype not in ("same", "float32"):
         raise UsageError(f"dtype {dtype!r}: allowed are same and float32.")
