@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from svision_dask.opening.formats import open_volume, stack_channels
     from svision_dask.plan import Plan
     from svision_dask.running.enhancement import enhance
-    from svision_dask.running.pipeline import Report, copy_to_zarr, enhance_to_zarr, plan_volume
+    from svision_dask.running.outcome import Report
+    from svision_dask.running.pipeline import copy_to_zarr, enhance_to_zarr, plan_volume
     from svision_dask.running.progress import ClusterState, RunProgress
     from svision_dask.running.verification import Verification, verify
     from svision_dask.training.drift import DriftWarning
@@ -59,7 +60,7 @@ _HOMES = {
     "PlanError": "errors",
     "Progress": "training.train",
     "RegionError": "errors",
-    "Report": "running.pipeline",
+    "Report": "running.outcome",
     "RunProgress": "running.progress",
     "SampleError": "errors",
     "Source": "volume",

@@ -17,6 +17,7 @@ import pytest
 from distributed import Client
 
 import svision_dask as sv
+from svision_dask.running.outcome import Made
 from svision_dask.stores.locations import Location
 from tests.models import fast
 
@@ -116,6 +117,18 @@ def test_every_field_says_what_it_is(name):
         if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
     }
     assert {field.name for field in fields(public(name)) if not field.name.startswith("_")} <= documented
+
+
+def test_a_report_is_printed_in_three_lines_that_say_what_was_notable():
+    volume = sv.open_volume(np.zeros((8, 16, 16), np.uint16), spacing=1)
+    plan = sv.plan_volume(volume, fast((2, 2, 2)))
+    made = Made(levels=(plan.fine, plan.coarse), missing_chunks=0, empty_regions=3, smaller_tiles=0)
+    report = sv.Report(output="fine.zarr", plan=plan, made=made, model_path="a.safetensors", model_digest="", seconds=7)
+    assert str(report).splitlines() == [
+        "fine.zarr: z 16 · y 32 · x 32, uint16, in 7 s",
+        f"2 levels, {len(plan.regions)} regions, 3 of a single value",
+        "model a.safetensors",
+    ]
 
 
 class Cells(HTMLParser):

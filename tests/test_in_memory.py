@@ -116,7 +116,10 @@ def test_what_is_no_volume_yet_is_refused_by_what_makes_one_of_it(call):
         call(np.zeros((8, 8, 8)))
 
 
-@pytest.mark.parametrize("module", [enhancement, formats, geometry, in_memory, pipeline, volumes], ids=lambda module: module.__name__)
+WITH_EXAMPLES = [enhancement, formats, geometry, in_memory, pipeline, volumes]
+
+
+@pytest.mark.parametrize("module", WITH_EXAMPLES, ids=lambda module: module.__name__)
 def test_its_examples_are_true(module):
     found = doctest.testmod(module)
     assert found.attempted

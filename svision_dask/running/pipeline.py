@@ -6,11 +6,11 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,8 +24,9 @@ from svision_dask.opening.formats import open_volume
 from svision_dask.plan import Plan, plan_enhancement
 from svision_dask.running.cluster import this_machine, wishes_here
 from svision_dask.running.enhancement import check_model, full_factor
-from svision_dask.running.image import Job, Made, make_image
+from svision_dask.running.image import Job, make_image
 from svision_dask.running.label_images import check_labels
+from svision_dask.running.outcome import Report
 from svision_dask.running.output import as_recorded, check_output
 from svision_dask.running.preflight import check_workers
 from svision_dask.running.progress import ClusterState, RunProgress
@@ -41,28 +42,6 @@ if TYPE_CHECKING:
 
 CURVES = ("loss", "exam")
 """Of a model's provenance: what training went through, step by step."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What was made."""
-
-    output: str
-    """Where it is."""
-    plan: Plan
-    """How it was cut."""
-    made: Made
-    """Levels of the pyramid, and how many regions were empty, or made with smaller tiles."""
-    model_path: str
-    """Where the model is that made it."""
-    model_digest: str
-    """SHA-256 of that file."""
-    seconds: float
-    """Of enhancing, writing and coarsening; without training."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        return {**asdict(self), "plan": self.plan.to_json()}
 
 
 def plan_volume(
