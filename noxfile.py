@@ -37,6 +37,16 @@ def types(session: nox.Session) -> None:
     session.run("mypy")
 
 
+@nox.session(default=False)
+def metadata(session: nox.Session) -> None:
+    """Check what others read of the repository: its layout, pyproject.toml and CITATION.cff."""
+    # Without constraints.txt: cffconvert needs an older jsonschema than the tests do.
+    session.install("sp-repo-review[cli]==2026.8.14", "validate-pyproject[all]==0.27", "cffconvert==2.0.0")
+    session.run("repo-review", ".")
+    session.run("validate-pyproject", "pyproject.toml")
+    session.run("cffconvert", "--validate")
+
+
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation, and run what it shows."""

@@ -109,13 +109,21 @@ def readme_figures() -> str:
 def _quality(rows: Mapping[str, Found]) -> Iterable[str]:
     """PSNR of what there is without a network, and with one, mean of the seeds."""
     methods = ("cubic", "cubic + BP", "fast", "best")
+    newest = max(row.get("network", 1) for row in rows.values())
     yield f"| volume, reduced by two and enhanced again | {' | '.join(methods)} |"
     yield "|---" * (len(methods) + 1) + "|"
     for volume in SHOWN:
-        measured = [[r["psnr"] for r in rows.values() if (r["volume"], r["method"]) == (volume, m)] for m in methods]
+        measured = [[r for r in rows.values() if (r["volume"], r["method"]) == (volume, m)] for m in methods]
         if any(measured):
-            cells = [f"{statistics.fmean(values):.1f}" if values else "–" for values in measured]
-            yield f"| {volume} | {' | '.join(cells)} |"
+            yield f"| {volume} | {' | '.join(_mean(found, newest) for found in measured)} |"
+    yield from ("", "†: with a network that has changed since; docs/results.md says how.")
+
+
+def _mean(rows: Sequence[Found], newest: int) -> str:
+    if not rows:
+        return "–"
+    former = any(row.get("network", 1) < newest for row in rows) and not rows[0]["method"].startswith("cubic")
+    return f"{statistics.fmean(row['psnr'] for row in rows):.1f}{'†' * former}"
 
 
 def _others() -> Iterable[str]:
@@ -160,7 +168,10 @@ def with_figures(text: str) -> str:
 
 
 def main() -> None:
-    """Write the figures into README.md."""
+    """Write the figures into README.md, and the tables of docs/results.md."""
+    import tables as of_results
+
+    of_results.main()
     README.write_text(with_figures(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 

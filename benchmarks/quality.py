@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from rows import RESULTS, SEEDS, Row, Rows, collect, spread
+from rows import FORMER, NETWORK, RESULTS, SEEDS, Row, Rows, collect, spread
 from volumes import DECIMATED, TUNING, UNTOUCHED, VOLUMES, Case
 
 from svision_dask.geometry import Grid, parse_factor
@@ -66,6 +66,7 @@ def measure(case: Case, method: str, seed: int) -> Row:
         "clipped": psnr(fine.clip(0, 1), case.truth, data_range=1),
         "ssim": ssim(fine, case.truth, data_range=1),
         "fsc": fsc_resolution(fine, case.truth),
+        **({} if method.startswith("cubic") else {"network": NETWORK}),
         **case.judge(fine),
         "train_seconds": round(trained - started, 1),
         "enhance_seconds": round(seconds, 2),
@@ -174,6 +175,7 @@ def table(rows: Rows) -> str:
                 lines.append(f"| {name} | " + " | ".join(cell or "–" for cell in cells) + " |")
         lines.append("")
     legend = "PSNR ± half its range over the seeds / clipped / SSIM / FSC resolution, then seconds of training."
+    legend += f" {FORMER}: with networks that have changed since."
     legend += " Other work may have run beside it: they are no figures of speed."
     return "\n".join([*lines, legend, "", *_judged(rows)])
 
@@ -202,7 +204,8 @@ def _cell(rows: Sequence[Row]) -> str:
     mean = {key: statistics.fmean(row[key] for row in rows) for key in keys}
     psnrs = spread(row["psnr"] for row in rows)
     text = f"{psnrs} / {mean['clipped']:.2f} / {mean['ssim']:.3f} / {mean['fsc']:.1f}"
-    return text + (f", {mean['train_seconds']:.0f} s" if mean["train_seconds"] >= 1 else "")
+    former = FORMER if any(row.get("network", 1) < NETWORK and row["method"] not in METHODS[:2] for row in rows) else ""
+    return text + (f", {mean['train_seconds']:.0f} s" if mean["train_seconds"] >= 1 else "") + former
 
 
 def _wanted(given: argparse.Namespace) -> Iterable[tuple[str, Callable[[], Row]]]:

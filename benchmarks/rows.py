@@ -15,6 +15,10 @@ Rows = Mapping[str, Row]
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
+NETWORK = 2
+"""Kept in each row with a network; to be raised where the networks of presets change. Rows without are of the first."""
+FORMER = "†"
+"""Marks what was measured with networks that have changed since."""
 
 
 def collect(

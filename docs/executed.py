@@ -24,6 +24,8 @@ RUN = (
     "tutorials/slice-2d",
     "tutorials/report",
     "tutorials/choosing",
+    "tutorials/remote",
+    "how-to",
     "how-it-works",
 )
 """The pages that are run, in this order; on all others every block says why it is not."""
@@ -32,6 +34,7 @@ RUNNABLE = ("sh", "python")
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "COLUMNS": "100"}
 """Threads that spin for a core which another process has make training several times as slow."""
 
+_RUN_BY_CI = re.findall(r'readme_command "([a-z]+ command)"', (DOCS.parent / ".ci" / "run").read_text(encoding="utf-8"))
 _BLOCK = re.compile(
     r"^(?:<!-- (?P<word>not run|output|[a-z ]+ command)(?:: (?P<value>.+?))? -->\n)?"
     r"```(?P<language>[a-z]+)\n(?P<code>.*?)^```$",
@@ -84,7 +87,9 @@ def blocks(page: str, text: str) -> Iterator[Block]:
         if found["language"] not in CODE:
             continue
         word, value = found["word"] or "", found["value"]
-        if word.endswith(" command"):  # of README.md, which .ci/run reads
+        if word.endswith(" command"):
+            if page != "README.md" or word not in _RUN_BY_CI:
+                raise BlockError(f"{page}: .ci/run runs no '{word}' of it; README.md has {', '.join(_RUN_BY_CI)}")
             word, value = "not run", "CI runs it"
         if word == "not run" and not value:
             raise BlockError(f"{page}: 'not run' without a reason")

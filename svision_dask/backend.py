@@ -27,7 +27,9 @@ class Backend:
     """Where the network runs, and in which precision its convolutions do; everything around them is float32."""
 
     device: Device = "cpu"
+    """Which computes: the processor, or a GPU."""
     precision: Precision = "float32"
+    """Of the convolutions; ``"float16"`` on GPUs only."""
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:

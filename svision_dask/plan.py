@@ -40,8 +40,11 @@ class Plan:
     """Everything decided before anything runs."""
 
     coarse: Grid
+    """Of the input."""
     fine: Grid
+    """Of the output."""
     factor: Shape
+    """How many times finer the output is, along each axis."""
     halo: Shape
     """Coarse voxels per side."""
     tile: Shape
@@ -53,7 +56,9 @@ class Plan:
     region: Shape
     """Output voxels."""
     version: Version
+    """Of OME-Zarr."""
     dtype: str
+    """Of the output's voxels."""
     workers: int
     """Processes, each with one region at a time."""
     threads: int
@@ -71,9 +76,13 @@ class Plan:
     write_bytes: int
     """Voxel data of the output without its pyramid, uncompressed."""
     disk_free_bytes: int | None = None
+    """Where the output is to be made; None where that is not known."""
     backend: Backend = CPU
+    """What computes, and in which precision."""
     codec: Codec
+    """How chunks are compressed."""
     pyramid: Pyramid = "isotropic"
+    """Which axes become coarser from level to level."""
     stored: Shape | None = None
     """Of the input: voxels of a chunk, which is read as a whole; None where single voxels are."""
     trust: bool = False

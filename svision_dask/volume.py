@@ -55,9 +55,11 @@ class Volume:
     voxels: da.Array
     """One dask axis per axis of ``grid``."""
     grid: Grid
+    """Axes, shape, and where the voxels are in the world."""
     channels: tuple[str, ...] = ()
     """Channel names, one per channel, or none when the volume has no channel axis."""
     name: str = ""
+    """What messages and outputs call it."""
     paths: tuple[str, ...] = ()
     """What its voxels are read from; an output must not be there."""
     identity: str = ""
@@ -75,6 +77,7 @@ class Volume:
     levels: tuple[Vector, ...] = ()
     """Spacing of each level of its pyramid, its own first; none where there is no pyramid."""
     labels: tuple[Label, ...] = field(default=(), repr=False)
+    """Label images on the same place, which outputs get by the nearest voxel."""
     chosen: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
     """Which channels ``"c"`` and time points ``"t"`` of the image these are, where not all of them."""
 

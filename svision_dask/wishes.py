@@ -21,9 +21,11 @@ class Machine:
     """What the work must fit into, if it is done here."""
 
     cores: int
+    """Processors that may be used."""
     memory_bytes: int
     """For all workers together."""
     disk_free_bytes: int | None = None
+    """Where the output is to be made; None where that does not matter."""
     gpus: tuple[int, ...] = ()
     """Free bytes of each."""
 
@@ -33,18 +35,28 @@ class Wishes:
     """What the user, or a cluster that is there, fixed; None means that the plan decides."""
 
     tile: Mapping[str, int] | None = None
+    """Coarse voxels that one forward pass is responsible for, by axis; the halo comes on top."""
     chunk: Mapping[str, int] | None = None
+    """Output voxels of a chunk, by axis."""
     shard: Mapping[str, int] | None = None
+    """Output voxels of a shard, by axis."""
     workers: int | None = None
+    """Processes, each with one region at a time."""
     worker_memory_bytes: int | None = None
+    """Of each process."""
     threads: int | None = None
     """For torch, in each process."""
     device: Device | None = None
+    """Which computes: the processor, or GPUs."""
     precision: Precision | None = None
+    """Of the convolutions."""
     gpu_bytes: int | None = None
     """What a forward pass may use of each GPU; None where the processor computes."""
     version: Version = "0.5"
+    """Of OME-Zarr."""
     codec: Codec | None = None
+    """How chunks are compressed, as ``svision_dask.codec.parse_codec("zstd:3")`` reads it."""
     pyramid: Pyramid = "isotropic"
+    """Which axes become coarser from level to level."""
     trust: bool = False
     """Whether maps are to be made that say how far to trust each place."""

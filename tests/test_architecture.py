@@ -130,7 +130,7 @@ def test_z_of_a_plane_cannot_be_refined():
 )
 def test_an_architecture_that_is_not_one_is_refused(change):
     value = plain(architecture("fast", (2, 2, 2), "zyx")) | change
-    with pytest.raises(ModelError, match="this version cannot build it"):
+    with pytest.raises(ModelError, match="model: this version cannot build its architecture"):
         Architecture.from_json({k: v for k, v in value.items() if v is not None})
 
 
@@ -168,7 +168,7 @@ LAYER = {"kernel": 3, "channels": 8, "groups": 1}
 def test_a_stage_that_is_not_one_is_refused(change):
     value = plain(architecture("fast", (2, 2, 2), "zyx"))
     value["stages"][0] |= change
-    with pytest.raises(ModelError, match="this version cannot build it") as caught:
+    with pytest.raises(ModelError, match="model: this version cannot build its architecture") as caught:
         Architecture.from_json(value)
     assert "\n" not in str(caught.value)
 

@@ -34,6 +34,7 @@ def load(path: Path) -> ModuleType:
 
 executed = load(DOCS / "executed.py")
 figures = load(ROOT / "benchmarks" / "page.py")
+tables = load(ROOT / "benchmarks" / "tables.py")
 
 
 def name(path: Path) -> str:
@@ -88,6 +89,19 @@ def test_a_block_that_fails_stops_the_build(tmp_path, monkeypatch):
     monkeypatch.setattr(executed, "RUN", ("page",))
     with pytest.raises(executed.BlockError, match="page, line 3 failed"):
         executed.outputs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("page", "marker", "reason"),
+    [("README.md", "demo", "CI runs it"), ("README.md", "magic", None), ("start", "demo", None)],
+)
+def test_only_what_ci_reads_counts_as_run_by_it(page, marker, reason):
+    text = f"<!-- {marker} command -->\n```sh\nsvision-dask demo\n```\n"
+    if reason:
+        assert [block.reason for block in executed.blocks(page, text)] == [reason]
+    else:
+        with pytest.raises(executed.BlockError, match=f"runs no '{marker} command'"):
+            list(executed.blocks(page, text))
 
 
 def test_blocks_of_python_share_their_names_and_show_what_they_print(tmp_path, monkeypatch):
@@ -149,6 +163,12 @@ def test_what_is_said_of_comparing_is_what_was_measured():
     assert said in page
     assert memory < 2e9
     assert largest["reports_of_progress"] == 512  # one for each block
+
+
+def test_the_tables_of_the_page_of_results_are_made_of_the_results():
+    page = text_of(DOCS / "results.md")
+    assert page == tables.with_tables(page), "run: python benchmarks/tables.py"
+    assert [name for _, name, _ in tables.MARKED.findall(page)] == list(tables.TABLES)
 
 
 def test_the_page_of_benchmarks_has_every_result(tmp_path, monkeypatch):

@@ -1,49 +1,28 @@
-"""Arrays of a program as volumes: numpy, dask, and whatever names its dimensions as xarray does."""
+"""Arrays of a program as volumes: numpy, dask, xarray."""
 
 from __future__ import annotations
 
 import doctest
-from dataclasses import dataclass, field
-from typing import Any
 
 import dask.array as da
 import numpy as np
 import pytest
+import xarray
 
 import svision_dask as sv
 from svision_dask import geometry
 from svision_dask import volume as volumes
 from svision_dask.errors import ImageError, UsageError
 from svision_dask.opening import formats, in_memory
+from svision_dask.running import enhancement, pipeline
 from tests.models import fast
 
-
-@dataclass
-class Coordinate:
-    values: Any
-    attrs: dict = field(default_factory=dict)
-
-
-@dataclass
-class Labelled:
-    """What we use of xarray's DataArray, where it is not installed."""
-
-    data: Any
-    dims: tuple
-    coords: dict
-    name: str | None = None
-
-    def transpose(self, *dims):
-        return Labelled(self.data.transpose([self.dims.index(dim) for dim in dims]), dims, self.coords, self.name)
+FALLING = np.array([2, 1, 0], np.uint8)
 
 
 def labelled(data, dims, **coords):
-    made = {dim: (values if isinstance(values, tuple) else (values, {})) for dim, values in coords.items()}
-    try:
-        import xarray
-    except ImportError:
-        return Labelled(data, tuple(dims), {dim: Coordinate(np.asarray(v), a) for dim, (v, a) in made.items()}, "brain")
-    return xarray.DataArray(data, dims=list(dims), coords={d: (d, v, a) for d, (v, a) in made.items()}, name="brain")
+    made = {dim: (dim, *values) if isinstance(values, tuple) else (dim, values) for dim, values in coords.items()}
+    return xarray.DataArray(data, dims=list(dims), coords=made, name="brain")
 
 
 @pytest.mark.parametrize("of", [np.asarray, da.from_array], ids=["numpy", "dask"])
@@ -86,7 +65,15 @@ def test_dimensions_and_coordinates_say_axes_spacing_origin_unit_and_channels():
         (np.zeros((4, 4), complex), {"spacing": 1}, ImageError, "numbers"),
         (np.zeros((4, 4)), {"spacing": 1, "level": 2}, UsageError, "--level"),
         (labelled(np.zeros((3, 3)), "yx", y=[0, 1, 3], x=[0, 1, 2]), {}, ImageError, "coordinates of y"),
-        (labelled(np.zeros((3, 3)), "yx", y=[2, 1, 0], x=[0, 1, 2]), {}, ImageError, "rise evenly"),
+        (
+            labelled(np.zeros((3, 3)), "yx", y=FALLING, x=[0, 1, 2]),
+            {},
+            ImageError,
+            r"isel\(y=slice\(None, None, -1\)\)",
+        ),
+        (labelled(np.zeros((3, 3)), "yx", y=[2, 2, 2], x=[0, 1, 2]), {}, ImageError, "rise evenly"),
+        (labelled(np.zeros((3, 3)), "yx").to_dataset(), {"spacing": 1}, UsageError, "choose one variable"),
+        (xarray.Dataset(), {}, UsageError, "variables none"),
         (labelled(np.zeros((3, 3)), "yw"), {"spacing": 1}, UsageError, "Rename"),
         (labelled(np.zeros((3, 3)), "yx"), {"spacing": 1, "axes": "yx"}, UsageError, "Leave them out"),
         ([[1, 2], [3, 4]], {"spacing": 1}, UsageError, "list: allowed"),
@@ -129,7 +116,10 @@ def test_what_is_no_volume_yet_is_refused_by_what_makes_one_of_it(call):
         call(np.zeros((8, 8, 8)))
 
 
-@pytest.mark.parametrize("module", [formats, geometry, in_memory, volumes], ids=lambda module: module.__name__)
+WITH_EXAMPLES = [enhancement, formats, geometry, in_memory, pipeline, volumes]
+
+
+@pytest.mark.parametrize("module", WITH_EXAMPLES, ids=lambda module: module.__name__)
 def test_its_examples_are_true(module):
     found = doctest.testmod(module)
     assert found.attempted

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
 import zarr
 
-from svision_dask.errors import OutputError
+from svision_dask.errors import OutputError, UsageError
 from svision_dask.geometry import Grid
 from svision_dask.omezarr.write import create_store, publish
 from svision_dask.running.output import check_new_file, check_output, remove_existing
@@ -206,6 +207,16 @@ def test_a_new_file_replaces_nothing_and_needs_its_folder(tmp_path):
             check_new_file(make(tmp_path / make.__name__))
     with pytest.raises(OutputError, match=r"there is no folder .*missing\. Make it"):
         check_new_file(tmp_path / "missing" / "model.safetensors")
+
+
+def test_a_zip_file_that_is_there_is_not_replaced_and_nothing_is_put_into_it(tmp_path):
+    package = tmp_path / "model.zip"
+    with zipfile.ZipFile(package, "w") as held:
+        held.writestr("rdf.yaml", "type: model")
+    with pytest.raises(OutputError, match=r"model\.zip exists; a model file is never replaced"):
+        check_new_file(package)
+    with pytest.raises(UsageError, match="a new file cannot be in a zip file"):
+        check_new_file(package / "model.safetensors")
 
 
 def test_what_is_removed_is_gone_and_nothing_else(tmp_path):

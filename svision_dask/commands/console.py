@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from svision_dask.geometry import Grid
     from svision_dask.omezarr.read import ImageInfo, Level
     from svision_dask.plan import Plan
-    from svision_dask.running.image import Made
+    from svision_dask.running.outcome import Made
     from svision_dask.running.preflight import Crew
     from svision_dask.volume import Volume
 

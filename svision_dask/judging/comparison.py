@@ -55,8 +55,11 @@ class Comparison:
     warnings: tuple[str, ...]
     """What makes AFTER less trustworthy than it looks, a sentence each."""
     compared: Compared
+    """The volumes, and what is known of how AFTER was made."""
     scan: Scan
+    """Sums, maps and histograms of the one pass over them."""
     ranges: Ranges
+    """Intensities between which the voxels lie."""
     informative: Box
     """Coarse voxels of the place where BEFORE varies most."""
     worst: Box

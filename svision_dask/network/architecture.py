@@ -136,8 +136,8 @@ class Architecture:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: Any) -> Architecture:
-        """From plain values, checked.
+    def from_json(cls, value: Any, where: str = "model") -> Architecture:
+        """From a plain ``value``, checked; ``where`` it came from is for the message.
 
         Raises
         ------
@@ -171,8 +171,11 @@ class Architecture:
             if made.parameters > MAX_PARAMETERS:
                 raise ValueError(f"{made.parameters} parameters, at most {MAX_PARAMETERS}")
         except (KeyError, TypeError, ValueError) as error:
-            reason = f"{type(error).__name__} {error}"
-            raise ModelError(f"model architecture: {reason}; this version cannot build it. Train it anew.") from error
+            reason = f"{'there is no ' * isinstance(error, KeyError)}{error}"
+            raise ModelError(
+                f"{where}: this version cannot build its architecture: {reason}. Use the version that made it, "
+                "or train it anew."
+            ) from error
         return made
 
 

@@ -53,7 +53,9 @@ class Model:
     """
 
     architecture: Architecture
+    """What it is made of, and from that its factor, halo and memory."""
     stages: tuple[Stage, ...]
+    """Trained, in the order in which they run."""
     normalisation: tuple[Normalisation, ...]
     """One per channel; a single one serves every channel."""
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -314,7 +316,7 @@ def _from_bytes(content: bytes, where: str) -> Model:
     except (SafetensorError, ArithmeticError, KeyError, RecursionError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise ModelError(f"{where}: not a model of svision-dask, or damaged ({reason}). Train it anew.") from error
-    architecture = Architecture.from_json(described)
+    architecture = Architecture.from_json(described, where)
     return Model(
         architecture=architecture,
         stages=_with_weights(architecture, scales, dampings, weights, where),

@@ -71,6 +71,13 @@ def open_volume(
         If there is no such file, or it is not an image that can be read without guessing.
     UsageError
         If an option is not for this format.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> volume = open_volume(np.zeros((3, 4, 8, 8), "uint8"), axes="czyx", spacing=0.5, unit="um", channel=[0, 2])
+    >>> volume.grid.axes, volume.grid.shape, volume.grid.units
+    ('czyx', (2, 4, 8, 8), (None, 'micrometer', 'micrometer', 'micrometer'))
     """
     if not isinstance(path, (str, Path, Remote)):
         _refuse("the array", "no file", level=level or None, series=series)

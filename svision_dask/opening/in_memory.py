@@ -55,6 +55,9 @@ def open_array(array: Any, *, axes: str | None = None, spacing: Any = None, unit
     >>> open_array(np.zeros((4, 8, 8), "uint8"), spacing={"z": 2, "y": 0.5, "x": 0.5}, unit="um").grid.spacing
     (2.0, 0.5, 0.5)
     """
+    if hasattr(array, "data_vars"):
+        names = ", ".join(repr(name) for name in array.data_vars) or "none"
+        raise UsageError(f"{type(array).__name__} with the variables {names}: choose one variable, data[NAME].")
     named = hasattr(array, "dims") and hasattr(array, "coords")
     if named and axes is not None:
         raise UsageError(f"axes {axes!r}: the array says {tuple(array.dims)}. Leave them out, or give its .data.")
@@ -118,10 +121,16 @@ def _coordinates(array: Any, number: int) -> tuple[float | None, float, str | No
     positions, unit = np.asarray(labels.values), labels.attrs.get("units", labels.attrs.get("unit"))
     if positions.dtype.kind not in "iuf":
         return None
+    positions = positions.astype(np.float64)  # unsigned differences would wrap
     if len(positions) == 1:
         return None, float(positions[0]), unit
-    steps = np.diff(positions.astype(np.float64))
+    steps = np.diff(positions)
     step = float(positions[-1] - positions[0]) / (len(positions) - 1)
+    if step < 0:
+        raise ImageError(
+            f"coordinates of {dim} fall from {positions[0]:g} to {positions[-1]:g}; they must rise. "
+            f"Turn the array round: array.isel({dim}=slice(None, None, -1))."
+        )
     if not step > 0 or not np.abs(steps - step).max() <= UNEVEN * step:
         raise ImageError(
             f"coordinates of {dim}: steps of {steps.min():g} to {steps.max():g}; they must rise evenly. "

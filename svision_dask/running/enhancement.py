@@ -62,6 +62,19 @@ def enhance(volume: Volume, model: Model, *, tile: Mapping[str, int] | None = No
         If the model is for other axes or another number of channels.
     PlanError
         If a tile is shorter than its halo, or there are too many tiles for one graph.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import svision_dask as sv
+    >>> voxels = np.random.default_rng(0).poisson(9, (8, 32, 32)).astype("uint8")
+    >>> volume = sv.open_volume(voxels, spacing={"z": 2, "y": 0.5, "x": 0.5}, unit="um")
+    >>> model = sv.train(volume, factor={"z": 1, "y": 2, "x": 2}, steps=1)  # 1 is for the example; leave it out
+    >>> fine = sv.enhance(volume, model)
+    >>> fine.grid.shape, fine.grid.spacing
+    ((8, 64, 64), (2.0, 0.25, 0.25))
+    >>> fine.read((slice(0, 1), slice(0, 4), slice(0, 4))).dtype
+    dtype('uint8')
     """
     check_volume(volume)
     axes = volume.grid.axes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -23,6 +23,7 @@ from svision_dask.running.cluster import own_or
 from svision_dask.running.display import show_channels
 from svision_dask.running.label_images import label_levels, label_place, label_plan
 from svision_dask.running.ledger import UNDONE, Ledger, Receipt, Record, claim, first_difference
+from svision_dask.running.outcome import Made
 from svision_dask.running.output import begun_record, remove_existing
 from svision_dask.running.progress import ClusterState, RunProgress, Tally, timestamp, watched
 from svision_dask.running.regions import CoarsenTask, CopyTask, EnhanceTask
@@ -43,22 +44,6 @@ RECORDED = (
     *("device", "precision", "codec", "trust"),
 )
 """Of the plan, with shard, region, version and dtype: what decides on voxels and where they are."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """What became of a job."""
-
-    levels: tuple[Grid, ...]
-    """Of the pyramid, finest first."""
-    missing_chunks: int
-    """Of the input; they counted as empty."""
-    empty_regions: int
-    """In which, halo included, there is a single value only."""
-    smaller_tiles: int
-    """Regions for which memory ran out with the planned tiles: they agree with their neighbours to rounding only."""
-    trust: Mapping[str, Any] | None = None
-    """What the trust maps came to, if they were made, as `trust_summary.summarise` has it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,9 +78,9 @@ def check_new_file(path: str | Path) -> None:
     OutputError
         If it exists, its folder does not, or it cannot be written there.
     """
-    target = local_path(path, "a new file").absolute()
-    if os.path.lexists(target):
+    if os.path.lexists(path):  # before a zip file that is there is looked into
         raise OutputError(f"{path} exists; a model file is never replaced. Choose another name.")
+    target = local_path(path, "a new file").absolute()
     if not target.parent.is_dir():
         raise OutputError(f"{path}: there is no folder {target.parent}. Make it, or choose another one.")
     _check_folder(target)

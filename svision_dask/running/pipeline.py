@@ -6,11 +6,11 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,8 +24,9 @@ from svision_dask.opening.formats import open_volume
 from svision_dask.plan import Plan, plan_enhancement
 from svision_dask.running.cluster import this_machine, wishes_here
 from svision_dask.running.enhancement import check_model, full_factor
-from svision_dask.running.image import Job, Made, make_image
+from svision_dask.running.image import Job, make_image
 from svision_dask.running.label_images import check_labels
+from svision_dask.running.outcome import Report
 from svision_dask.running.output import as_recorded, check_output
 from svision_dask.running.preflight import check_workers
 from svision_dask.running.progress import ClusterState, RunProgress
@@ -43,26 +44,9 @@ CURVES = ("loss", "exam")
 """Of a model's provenance: what training went through, step by step."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What was made."""
-
-    output: str
-    plan: Plan
-    made: Made
-    model_path: str
-    model_digest: str
-    seconds: float
-    """Of enhancing, writing and coarsening; without training."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        return {**asdict(self), "plan": self.plan.to_json()}
-
-
 def plan_volume(
     volume: Volume,
-    design: Architecture,
+    design: Model | Architecture,
     *,
     output: str | Location | None = None,
     dtype: str = "same",
@@ -70,12 +54,12 @@ def plan_volume(
     machine: Machine | None = None,
     client: Client | None = None,
 ) -> Plan:
-    """Plan the enhancement of ``volume`` by a model of ``design``, trained or not.
+    """Plan the enhancement of ``volume`` by a model, or by one that is yet to be trained.
 
     Parameters
     ----------
     volume, design
-        What is enhanced, and by what.
+        What is enhanced, and by what: a model, or the architecture of one.
     output
         Where it is to be made; its disk must have room for it.
     dtype
@@ -101,10 +85,23 @@ def plan_volume(
     UsageError
         If ``dtype`` is neither ``"same"`` nor ``"float32"``, the pyramid cannot be had, as `levels_of`, or there are no
         orientations to compare for trust maps.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> import numpy as np
+    >>> import svision_dask as sv
+    >>> voxels = np.random.default_rng(0).poisson(9, (8, 32, 32)).astype("uint8")
+    >>> model = sv.train(sv.open_volume(voxels, spacing=1), factor=2, steps=1)
+    >>> brain = sv.open_volume(da.zeros((2000, 8000, 8000), chunks=256, dtype="uint8"), spacing=1)
+    >>> plan = sv.plan_volume(brain, model, machine=sv.Machine(cores=8, memory_bytes=32 * 2**30))
+    >>> plan.fine.shape, plan.halo, plan.workers
+    ((4000, 16000, 16000), (4, 4, 4), 8)
     """
     if dtype not in ("same", "float32"):
         raise UsageError(f"dtype {dtype!r}: allowed are same and float32.")
     written = volume.dtype if dtype == "same" else np.dtype(np.float32)
+    design = design.architecture if isinstance(design, Model) else design
     wishes = wishes or Wishes()
     machine = machine or this_machine(output, gpus=client is None and wishes.device != "cpu")
     wishes = check_workers(client, device=wishes.device).wishes(wishes) if client else wishes_here(wishes, machine)
@@ -217,7 +214,7 @@ def enhance_to_zarr(
         warnings.warn(f"{volume.name}: {difference}. Train on this volume, or renormalise.", DriftWarning, stacklevel=2)
     wishes = (wishes or Wishes()) if overwrite else as_recorded(output, wishes)
     wishes = replace(wishes, trust=wishes.trust or trust)
-    plan = plan or plan_volume(volume, trained.architecture, output=output, dtype=dtype, wishes=wishes, client=client)
+    plan = plan or plan_volume(volume, trained, output=output, dtype=dtype, wishes=wishes, client=client)
     own = None if isinstance(model, Model) else model_file(model)
     kept = model_path_beside(output, trained.digest)
     if client is not None:

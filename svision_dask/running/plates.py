@@ -128,7 +128,7 @@ def enhance_fields(
     with claim(target):  # all the time: who replaces an output must not delete it under those who make it
         _begin(target, place, asked, wishes.version, overwrite=overwrite)
         model.save(kept)
-        plan = plan_volume(first, model.architecture, output=target, dtype=dtype, wishes=wishes, client=client)
+        plan = plan_volume(first, model, output=target, dtype=dtype, wishes=wishes, client=client)
         gpus = plan.backend.device == "cuda"
         with own_or(client, workers=plan.workers, memory_bytes=plan.memory_bytes, on_gpus=gpus) as cluster:
             for number, field in enumerate(collection.images):

@@ -32,6 +32,7 @@ class RunProgress:
     level: int
     """0 while enhancing, then the pyramid level being made."""
     levels: int
+    """Of the pyramid, with the finest."""
     done: int
     """Regions of this level, by this run and those before it."""
     regions: int
@@ -51,6 +52,7 @@ class RunProgress:
     written_bytes: int
     """Of voxels, before compression; with those of level 0 of trust maps."""
     seconds: float
+    """Since this run began."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,7 @@ class ClusterState:
     """What the workers do, as far as the scheduler knows."""
 
     workers: Sequence[WorkerState] = ()
+    """Those that have joined."""
     dashboard: str | None = None
     """Where Dask's dashboard is, if there is one."""
 

@@ -33,6 +33,7 @@ class Verification:
     regions: int
     """Of all levels."""
     intact: tuple[Receipt, ...]
+    """Of each region that is as it was written."""
     damaged: tuple[str, ...]
     """Level and first voxel of each region that is not what was written, in words."""
 

@@ -281,11 +281,12 @@ def local_path(place: str | Path, what: str) -> Path:
     Raises
     ------
     UsageError
-        If it is at one.
+        If it is at one, or in a zip file.
     """
     found = located(place)
     if isinstance(found, Remote):
-        raise UsageError(f"{place}: {what} cannot be at a URL. Give a path of this machine.")
+        where = "in a zip file" if isinstance(found, Zipped) else "at a URL"
+        raise UsageError(f"{place}: {what} cannot be {where}. Give a path of this machine.")
     return found
 
 

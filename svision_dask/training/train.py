@@ -44,9 +44,13 @@ class Progress:
     """Where training stands."""
 
     stage: int
+    """Which ×2 step is trained, counted from 0."""
     stages: int
+    """How many there are."""
     step: int
+    """Steps of this stage that are done."""
     steps: int
+    """Of this stage, in all."""
     loss: float
     """Running mean, in units of the squared residual."""
     gain: float | None

@@ -1,0 +1,138 @@
+"""Tables of docs/results.md, between its markers, made of ``benchmarks/results/``.
+
+Run ``python benchmarks/tables.py`` after a benchmark, or ``python benchmarks/page.py``, which does it too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "results.md"
+MARKED = re.compile(r"(<!-- made by benchmarks/tables\.py: (\w+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
+RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+_METHODS = ("cubic", "cubic + BP", "best")
+DEMO = ("cubic", "cubic + back projection", "cubic + back projection, best blur", "enhanced")
+
+
+def _read(name: str) -> dict[str, Any]:
+    return dict(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def _demo() -> Iterator[str]:
+    """PSNR and SSIM of each seed."""
+    yield f"| seed | {' | '.join(DEMO)} |"
+    yield "|---" * (len(DEMO) + 1) + "|"
+    for run in _read("demo")["runs"]:
+        scores = {score["name"]: f"{score['psnr']:.2f} / {score['ssim']:.3f}" for score in run["scores"]}
+        yield f"| {run['seed']} | {' | '.join(scores[name] for name in DEMO)} |"
+
+
+def _gains() -> Iterator[str]:
+    """Tell what ``best`` gains over the better of the two that need no network."""
+    rows = list(_read("quality")["rows"].values())
+    yield from ("| volume | gain of `best`, dB | its seeds |", "|---|---|---|")
+    for volume in dict.fromkeys(row["volume"] for row in rows if row["method"] == "best"):
+        psnr = {m: [r["psnr"] for r in rows if (r["volume"], r["method"]) == (volume, m)] for m in _METHODS}
+        without = max(psnr["cubic"] + psnr["cubic + BP"])
+        gains = [value - without for value in psnr["best"]]
+        span = f"{min(gains):+.2f} to {max(gains):+.2f}" if len(gains) > 1 else "one"
+        yield f"| {volume} | {statistics.fmean(gains):+.1f} | {span} |"
+
+
+def _runner() -> Iterator[str]:
+    """Set what was measured beside what was wanted."""
+    parts = _read("runner")["parts"]
+    begun, share, client = parts["beginning"], parts["share"], parts["client memory"]
+    few, many = client["mib_above_idle_after_10000"], client["mib_above_idle_after_100000"]
+    scaled, times = share["two_workers_against_one"], share["seconds"]
+    each = [one / two for one, two in zip(times["1"], times["2"], strict=True)]
+    sleeping = parts["sleeping"]
+    long, short = (sleeping[f"efficiency_of_64_workers_at_{seconds}_s"] for seconds in ("1.25", "0.5"))
+    overhead = parts["overhead"]["milliseconds_per_region"]
+    peaks = [row["peak_mib"] for row in parts["flat"].values()]
+    planned = max(row["planned_mib"] for row in parts["flat"].values())
+    yield from ("| what | measured | wanted |", "|---|---|---|")
+    yield f"| overhead per region that does nothing, two workers | {overhead:.1f} ms | {_at_most(overhead, 15)} ms |"
+    chunks, regions = _power(begun["output_chunks"]), _power(begun["regions"])
+    what = f"plan of {_power(begun['voxels'])} voxels ({chunks} chunks of output, {regions} regions)"
+    plan = begun["plan_seconds"]
+    yield f"| {what} | {1000 * plan:.1f} ms | {_at_most(plan, 10)} s |"
+    first = begun["first_region_seconds"]
+    yield f"| its first region is read after | {first:.2f} s | {_at_most(first, 2)} s |"
+    yield f"| client and scheduler after 10⁴ regions, above idle | {few:.0f} MiB | {_at_most(few, 100)} MiB |"
+    flat = "" if many <= 1.1 * few else ": missed"
+    yield f"| after 10⁵ regions | {many:.0f} MiB | {_at_most(many, 100)} MiB; no more than after 10⁴{flat} |"
+    inside = 100 * share["share_in_regions"]
+    yield f"| share of a worker's time that is spent in its regions | {inside:.1f} % | {_at_least(inside, 90)} % |"
+    allowed = f"{scaled:.2f} × ({min(each):.2f} to {max(each):.2f}), where the cores allow {share['ceiling']:.2f} ×"
+    yield f"| two workers against one | {allowed} | {_at_least(scaled, 1.8)} × |"
+    what = "64 workers that sleep 1.25 s per region, against one"
+    yield f"| {what} | {100 * long:.0f} % efficient | {_at_least(100 * long, 90)} % |"
+    yield f"| the same at 0.5 s per region | {100 * short:.0f} % efficient | |"
+    sizes = ", ".join(parts["flat"])
+    shown = ", ".join(f"{peak:.0f}" for peak in peaks)
+    yield f"| peak of a worker over volumes of {sizes} (24 regions each) | {shown} of {planned:.0f} MiB | flat |"
+
+
+def _power(value: float) -> str:
+    digits, _, power = f"{value:.1e}".partition("e+")
+    return f"{'' if digits == '1.0' else f'{digits}·'}10{str(int(power)).translate(RAISED)}"
+
+
+def _at_most(value: float, bound: float) -> str:
+    return f"{'' if value <= bound else 'missed: '}≤ {bound:g}"
+
+
+def _at_least(value: float, bound: float) -> str:
+    return f"{'' if value >= bound else 'missed: '}≥ {bound:g}"
+
+
+def _soak() -> Iterator[str]:
+    """Count kills, and what came of them."""
+    found = _read("soak")
+    seen = found["seen"]
+    kills = sum(count for what, count in seen.items() if what.endswith("killed"))
+    finished, equal = seen["ended with 0"], seen["outputs equal to the undisturbed one"]
+    outputs = f"{finished} outputs finished, {equal} as the undisturbed one"
+    yield f"In {found['minutes']:g} minutes: {kills} kills; {outputs}."
+
+
+def _memory() -> Iterator[str]:
+    """Planned and measured peaks of each case."""
+    yield "| preset | factor | volume | type | tile | halo | planned, MiB | measured, MiB | planned / measured |"
+    yield "|---" * 9 + "|"
+    for row in _read("memory")["rows"]:
+        factor, shape, tile, halo = ("×".join(map(str, row[key])) for key in ("factor", "shape", "tile", "halo"))
+        mebibytes = (f"{row[key] / 2**20:.0f}" for key in ("planned", "measured"))
+        cells = (row["preset"], factor, shape, row["dtype"], tile, halo, *mebibytes, f"{row['ratio']:.2f}")
+        yield f"| {' | '.join(cells)} |"
+
+
+TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
+    "demo": _demo,
+    "gains": _gains,
+    "runner": _runner,
+    "soak": _soak,
+    "memory": _memory,
+}
+
+
+def with_tables(text: str) -> str:
+    """``text`` of docs/results.md with the tables of today."""
+    return MARKED.sub(lambda found: f"{found[1]}\n{chr(10).join(TABLES[found[2]]())}\n\n{found[3]}", text)
+
+
+def main() -> None:
+    """Write the tables into docs/results.md."""
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
