@@ -24,6 +24,7 @@ FOLDERS = (
     "simulation",
     "interchange",
     "commands",
+    "plugin",
 )
 """From the bottom up: a module imports from its own folder and from those before it. The first is the package's own."""
 
@@ -78,6 +79,9 @@ LIBRARIES = {
     "opening/formats": {"dask", "numpy"},
     "opening/in_memory": {"dask", "numpy"},
     "opening/selection": {"dask", "numpy"},
+    "plugin/layers": {"napari", "numpy"},
+    "plugin/widget": {"magicgui", "napari", "qtpy"},
+    "plugin/work": {"dask", "numpy"},
     "running/arguments": {"dask"},
     "running/cluster": {"dask", "distributed", "psutil"},
     "running/connection": {"cryptography", "dask", "dask_jobqueue", "distributed"},
