@@ -168,7 +168,7 @@ def with_figures(text: str) -> str:
 
 
 def main() -> None:
-    """Write the figures into README.md, and the tables of docs/results.md."""
+    """Write the figures into README.md, and the tables of other pages."""
     import tables as of_results
 
     of_results.main()

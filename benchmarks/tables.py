@@ -1,4 +1,4 @@
-"""Tables of docs/results.md, between its markers, made of ``benchmarks/results/``.
+"""Tables of docs/results.md and docs/interchange.md, between markers, made of ``benchmarks/results/``.
 
 Run ``python benchmarks/tables.py`` after a benchmark, or ``python benchmarks/page.py``, which does it too.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "results.md"
+PAGES = tuple(ROOT / "docs" / f"{name}.md" for name in ("results", "interchange"))
 MARKED = re.compile(r"(<!-- made by benchmarks/tables\.py: (\w+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 _METHODS = ("cubic", "cubic + BP", "best")
@@ -115,23 +115,39 @@ def _memory() -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
+def _interchange() -> Iterator[str]:
+    """How far others are off, and how long writing a model for them takes, at most."""
+    rows = sorted(_read("interchange")["rows"].values(), key=lambda row: (row["model"], row["state"]))
+    runs = ("onnxruntime", "torch", "bioimageio, whole", "bioimageio, tiled")
+    yield f"| model | halo | {' | '.join(runs)} |"
+    yield "|---" * (len(runs) + 2) + "|"
+    for row in rows:
+        off = " | ".join(f"{row[run]:.0e}" for run in runs)
+        yield f"| {row['model']}, {row['state']} | {'×'.join(map(str, row['halo']))} | {off} |"
+    slowest = {kind: max(row[f"seconds to write .{kind}"] for row in rows) for kind in ("onnx", "pt2", "zip")}
+    said = ", ".join(f"`.{kind}` {seconds:.0f} s" for kind, seconds in slowest.items())
+    yield from ("", f"Writing one took at most, beside other work: {said}.")
+
+
 TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "demo": _demo,
     "gains": _gains,
     "runner": _runner,
     "soak": _soak,
     "memory": _memory,
+    "interchange": _interchange,
 }
 
 
 def with_tables(text: str) -> str:
-    """``text`` of docs/results.md with the tables of today."""
+    """``text`` of a page with the tables of today."""
     return MARKED.sub(lambda found: f"{found[1]}\n{chr(10).join(TABLES[found[2]]())}\n\n{found[3]}", text)
 
 
 def main() -> None:
-    """Write the tables into docs/results.md."""
-    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write the tables into the pages."""
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
