@@ -14,6 +14,7 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from matplotlib.image import imread
 
 from svision_dask.errors import OutputError, UsageError
@@ -145,6 +146,33 @@ def test_one_level_and_one_of_several_images_is_shown(images, tmp_path):
         publish(path, levels, name=name, channels=(), version="0.4", attributes={})
     open_level(tmp_path / "many.zarr" / "1", 1, "r+")[...] = open_level(before, 0)[...]
     with view(tmp_path / "many.zarr", before, series=1, level=1) as shown:
+        first, second = panels(shown, tmp_path / "a.png")
+    assert place(second, SIZE[0] // 2 + 10) - place(first, 0) == pytest.approx([0, 304], abs=2)
+
+
+@needs_neuroglancer
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize("level", [0, 1])
+def test_axes_in_another_order_are_shown_where_they_are(images, tmp_path, version, level):
+    find_browser()
+    before = images[0]
+    where, path, order = open_volume(before).grid, tmp_path / "yxz.zarr", (1, 2, 0)
+    group = zarr.create_group(path, zarr_format=3 if version == "0.5" else 2)
+    names, voxels = ["y", "x", "z"], np.asarray(open_level(before, 0)).transpose(order)
+    for name in ("0", "1"):
+        of_both = voxels if name == str(level) else np.zeros_like(voxels)
+        group.create_array(name, data=of_both, **({"dimension_names": names} if version == "0.5" else {}))
+    placed = [
+        {"type": "scale", "scale": [where.spacing[i] for i in order]},
+        {"type": "translation", "translation": [where.origin[i] for i in order]},
+    ]
+    entry = {
+        "axes": [{"name": name, "type": "space", "unit": where.units[i]} for name, i in zip(names, order, strict=True)],
+        "datasets": [{"path": name, "coordinateTransformations": placed} for name in ("0", "1")[: level + 1]],
+    }
+    told = {"ome": {"version": "0.5", "multiscales": [entry]}}
+    group.attrs.update(told if version == "0.5" else {"multiscales": [{"version": "0.4", **entry}]})
+    with view(path, before, level=level) as shown:
         first, second = panels(shown, tmp_path / "a.png")
     assert place(second, SIZE[0] // 2 + 10) - place(first, 0) == pytest.approx([0, 304], abs=2)
 

@@ -47,6 +47,8 @@ class Image:
     held: Held
     volume: Volume | None
     """None for an output in the making, which cannot be opened yet."""
+    order: Shape = ()
+    """For each axis of ``grid``, which axis of ``level`` it is; empty where they are the same."""
 
     @property
     def is_made(self) -> bool:
@@ -76,8 +78,9 @@ def find(given: str | Location, before: Image | None = None, **opening: Any) -> 
         return Image(place=place, stored=True, grid=grid, level="0", held=name, volume=None)
     volume = open_volume(place, **{**opening, "series": None})
     level = opening.get("level") or 0
-    path = read_metadata(place).datasets[level].path if level else None
-    return Image(place=place, stored=True, grid=volume.grid, level=path, held=held(volume, made), volume=volume)
+    said = read_metadata(place)
+    path, about = said.datasets[level].path if level else None, held(volume, made)
+    return Image(place=place, stored=True, grid=volume.grid, level=path, held=about, volume=volume, order=said.order)
 
 
 def source_of(neuroglancer: Any, image: Image, url: str) -> Any:
@@ -90,7 +93,7 @@ def source_of(neuroglancer: Any, image: Image, url: str) -> Any:
     if image.level is None:
         return f"{url}|zarr{version}:"
     names = dimension_names(image.place / image.level)  # of others, a transform is left out without a word
-    return _placed(neuroglancer, f"{url}{image.level}/|zarr{version}:", image.grid, names)
+    return _placed(neuroglancer, f"{url}{image.level}/|zarr{version}:", image.grid, names, image.order)
 
 
 @dataclass(frozen=True)
@@ -199,12 +202,15 @@ def _space(neuroglancer: Any, grid: Grid) -> Any:
     return neuroglancer.CoordinateSpace(names=names, units=units, scales=list(grid.spacing))
 
 
-def _placed(neuroglancer: Any, source: Any, grid: Grid, names: Sequence[str] = ()) -> Any:
+def _placed(neuroglancer: Any, source: Any, grid: Grid, names: Sequence[str] = (), order: Shape = ()) -> Any:
     """Put voxels where they are in the world: neuroglancer counts in voxels, and voxel 0 begins half of one earlier."""
     shift = [o / s - 0.5 * (axis in SPATIAL) for axis, o, s in zip(grid.axes, grid.origin, grid.spacing, strict=True)]
-    matrix = np.column_stack([np.eye(len(shift)), shift])
-    own = _space(neuroglancer, grid)
-    stored = neuroglancer.CoordinateSpace(names=names, units=own.units, scales=own.scales) if names else own
+    order = order or tuple(range(len(shift)))
+    matrix = np.column_stack([np.eye(len(shift))[list(order)], shift])
+    own, stored = _space(neuroglancer, grid), _space(neuroglancer, grid)
+    if names:
+        units, scales = ([each[order.index(axis)] for axis in range(len(names))] for each in (own.units, own.scales))
+        stored = neuroglancer.CoordinateSpace(names=names, units=units, scales=scales)
     transform = neuroglancer.CoordinateSpaceTransform(input_dimensions=stored, output_dimensions=own, matrix=matrix)
     return neuroglancer.LayerDataSource(url=source, transform=transform)
 
