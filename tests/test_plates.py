@@ -210,8 +210,9 @@ def test_a_field_that_cannot_be_read_is_told_before_any_is_made(client, tmp_path
 def test_the_first_field_is_planned_and_trained_on_for_all(tmp_path):
     source, model = write(tmp_path / "in.zarr", "0.5"), tmp_path / "model.safetensors"
     learn = ("--factor", "z=1,y=2,x=2", "--preset", "fast")
-    planned = run("plan", source, tmp_path / "out.zarr", *learn, "--workers", 1)
-    dry = run("enhance", source, tmp_path / "out.zarr", *learn, "--workers", 1, "--dry-run")
+    here = ("--workers", 1, "--memory", "1GB")
+    planned = run("plan", source, tmp_path / "out.zarr", *learn, *here)
+    dry = run("enhance", source, tmp_path / "out.zarr", *learn, *here, "--dry-run")
     assert (planned.exit_code, planned.stdout) == (0, dry.stdout)
     assert f"field    {source / FIELDS[0]}, which stands for all" in planned.stderr
     trained = run("train", source, "-o", model, *learn, "--steps", 3)
