@@ -133,7 +133,7 @@ def test_a_result_covers_its_layer_and_looks_like_it(layers, crooked):
 
 def test_the_manifest_is_valid_and_what_it_names_is_there():
     npe2 = pytest.importorskip("npe2", reason="npe2 is not installed (extra napari)")
-    pytest.importorskip("qtpy", reason="Qt is not installed")
+    pytest.importorskip("qtpy.QtWidgets", reason="Qt is not installed", exc_type=ImportError)
     manifest = npe2.PluginManifest.from_distribution("svision-dask")
     manifest.validate_imports()
     assert [widget.display_name for widget in manifest.contributions.widgets] == ["Enhance with svision-dask"]
