@@ -206,7 +206,7 @@ def _charts(comparison: Comparison) -> Iterator[str]:
             lines.append(Line(name=name, x=places, y=values, steps=name == "before"))
         axis = profile["axis"]
         through = ", ".join(f"{a} {v}" for a, v in profile["through"].items())
-        caption = f"Intensity along {axis}, through the brightest coarse voxel of the informative place ({through})."
+        caption = f"Intensity along {axis}, through the brightest coarse voxel of the informative place: {through}."
         svg = draw_lines(lines, x=f"{axis} ({unit})", y="intensity")
         yield chart(svg, f"line profile along {axis}", caption)
     yield "</div><h2>Histograms</h2>"
@@ -226,6 +226,9 @@ def _histogram(comparison: Comparison) -> str:
     return draw_lines(lines, x="intensity", y="share of voxels", log=True, floor=1e-7)
 
 
+CORRELATED = {"after": "AFTER with the reference", "before": "two halves of the voxels of BEFORE"}
+
+
 def _correlation_charts(comparison: Comparison) -> Iterator[str]:
     unit, charts = unit_of(comparison), []
     known = {"after": comparison.figures.get("frc", {}), "before": comparison.figures.get("one_image_frc", {})}
@@ -238,7 +241,8 @@ def _correlation_charts(comparison: Comparison) -> Iterator[str]:
         ]
         if lines:
             svg = draw_lines(lines, x=f"frequency (1/{unit})", y="correlation", level=(1 / 7, "1/7"))
-            caption = f"Fourier correlation, {direction}: AFTER with the reference, and halves of BEFORE."
+            shown = ", and ".join(CORRELATED[line.name] for line in lines)
+            caption = f"Fourier correlation, {direction}: {shown}."
             charts.append(chart(svg, f"Fourier correlation, {direction}", caption))
     if charts:
         yield "<h2>Resolution</h2><div class='row'>" + "".join(charts) + "</div>"

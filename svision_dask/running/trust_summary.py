@@ -119,7 +119,7 @@ def _typical(voxels: npt.NDArray[Any]) -> dict[str, float]:
 def _words(summary: Mapping[str, Any]) -> Iterator[str]:
     low, high = summary["range"]
     of_range = (lambda value: f"{100 * value / (high - low):.2g} %") if high > low else (lambda value: f"{value:.3g}")
-    of = f"of the range {low:.4g} to {high:.4g}" if high > low else "in intensities"
+    of = f"of the range {low:.4g} to {high:.4g} of what was sampled" if high > low else "in intensities"
     spread, consistency = summary[SPREAD], summary[CONSISTENCY]
     yield (
         f"spread: median {of_range(spread['median'])}, 99th percentile {of_range(spread['p99'])} {of}. It is how far "
