@@ -257,7 +257,12 @@ def _training_chart(comparison: Comparison) -> Iterator[str]:
         return
     for number, curve in enumerate(curves, start=1):
         position = _at_steps(model.provenance, number, len(curve))
-        svg = draw_lines([Line(name="after", x=position, y=curve)], x="step", y="loss (residual units)", log=True)
+        svg = draw_lines(
+            [Line(name="after", x=position, y=curve)],
+            x="step",
+            y="loss (residual units)",
+            log=max(curve) > 10 * min(curve),
+        )
         yield chart(svg, f"training loss of stage {number}", f"Training loss of stage {number}, smoothed.")
     exams = model.provenance.get("exam")
     for number, gains in enumerate(exams if isinstance(exams, list) else (), start=1):
