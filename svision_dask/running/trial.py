@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from svision_dask.backend import Device, best_precision, own_gpu
 from svision_dask.errors import SvisionError, one_line
@@ -74,8 +75,8 @@ def _token(target: Location) -> Iterator[Location]:
         token.unlink(missing_ok=True)
 
 
-def attempt(trial: Trial) -> Answer:
-    """Run by each worker: say what does not work, and what it computes with."""
+def attempt(trial: Trial, dask_worker: Any = None) -> Answer:
+    """Run by each worker, which dask hands in by that name: say what does not work, and what it computes with."""
     problems = []
     if trial.volume is not None:
         try:
@@ -89,16 +90,15 @@ def attempt(trial: Trial) -> Answer:
     gpu = own_gpu()
     devices: Sequence[Device] = ("cpu", "cuda") if gpu else ("cpu",)
     halves = tuple(device for device in devices if best_precision(device) == "bfloat16")
-    return Answer(problems=tuple(problems), gpu=gpu, halves=halves, torch_threads=_torch_threads())
+    return Answer(problems=tuple(problems), gpu=gpu, halves=halves, torch_threads=_torch_threads(dask_worker))
 
 
-def _torch_threads() -> int:
-    """Have torch use the threads of this worker, as regions do, and say how many it uses."""
+def _torch_threads(worker: Any) -> int:
+    """Have torch use the threads of ``worker``, as regions do, and say how many it uses."""
     import torch
-    from distributed import get_worker
 
-    with suppress(ValueError):  # this process is no worker
-        torch.set_num_threads(get_worker().state.nthreads)
+    if worker is not None:
+        torch.set_num_threads(worker.state.nthreads)
     return torch.get_num_threads()
 
 
