@@ -196,7 +196,8 @@ def test_an_ome_tiff_does_not_open_files_outside_its_folder(tmp_path):
     for other in (tmp_path / "secret.tif", tmp_path / "in" / "beside.tif"):
         tifffile.imwrite(other, np.full((8, 8), 4242, "u2"), metadata=None)
     for name in ("../secret.tif", str(tmp_path / "secret.tif")):
-        with pytest.raises(ImageError, match="outside its folder"):
+        # Newer versions of tifffile refuse the name themselves, and leave the plane out.
+        with pytest.raises(ImageError, match=r"outside its folder|2 planes are described and 1 are there"):
             open_volume(write_ome(tmp_path / "in" / "a.ome.tif", 2, name))
     assert open_volume(write_ome(tmp_path / "in" / "b.ome.tif", 2, "beside.tif")).grid.shape == (2, 8, 8)
 
