@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from svision_dask.geometry import Shape, spatial_shape
 
-PROCESS_BYTES = 420 * 2**20
+PROCESS_BYTES = 440 * 2**20
 """Resident memory of a worker before its first region: the interpreter, dask, zarr and torch."""
 
 DECODED_BYTES = 256 * 2**20

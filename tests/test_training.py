@@ -263,7 +263,7 @@ def test_lateral_planes_teach_what_a_few_planes_cannot():
         for f, a in ((4, True), (factor, False))
     )
     projected = squared_error(baselines.cubic_back_projected(coarse, factor), fine)
-    assert axial < 0.9 * usual < 0.8 * projected
+    assert axial < usual < 0.6 * projected
 
 
 def test_axial_refines_z_alone():
