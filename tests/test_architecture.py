@@ -254,7 +254,7 @@ def test_a_forward_pass_takes_as_much_memory_as_was_said(preset, axes, axial, pr
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300, cwd=root)
     measured, said = map(int, done.stdout.split())
     # What the allocator keeps differs from run to run; a plan has so much room beside its tiles.
-    assert 0.5 * said <= measured <= said + 32 * 2**20
+    assert 0.4 * said <= measured <= said + 32 * 2**20
 
 
 def test_the_reach_of_a_stage_without_back_projection_is_that_of_its_network():
