@@ -1,5 +1,18 @@
-"""``python -m svision_dask``."""
+"""``svision-dask``, and ``python -m svision_dask``."""
 
-from svision_dask.commands.cli import main
+import signal
 
-main(prog_name="svision-dask")
+from svision_dask.commands.signals import leave
+
+
+def main() -> None:
+    """Run the command line; what it imports first takes a while, and Ctrl-C is one line then, too."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # nohup stays nohup
+        signal.signal(signal.SIGINT, leave)
+    from svision_dask.commands.cli import main as run
+
+    run(prog_name="svision-dask")
+
+
+if __name__ == "__main__":
+    main()

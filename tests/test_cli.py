@@ -122,6 +122,36 @@ def test_the_commands_are_there_as_a_module_and_within_dask(program):
         assert re.search(rf"^  {command} ", done.stdout, re.MULTILINE)
 
 
+IMPORTED = """
+import os, signal, sys
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["INTERRUPTED_AT"]:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                import colorsys  # bytecode, at which the signal is heard
+            except BaseException:
+                os.abort()  # as torch does, whose C++ imports, too
+sys.meta_path.insert(0, Interrupted())
+"""
+
+
+@pytest.mark.parametrize("module", ["click", "svision_dask.geometry", "numpy", "torch.nn", "distributed", "ome_zarr"])
+def test_ctrl_c_while_something_is_imported_is_one_line(module, folder, short, tmp_path):
+    (site := tmp_path / "site").mkdir()
+    (site / "sitecustomize.py").write_text(IMPORTED)
+    paths = os.pathsep.join([str(site), *sys.path])  # before a sitecustomize that this machine may have
+    env = {**environment(tmp_path / "scratch"), "PYTHONPATH": paths, "INTERRUPTED_AT": module}
+    model = tiny((1, 2, 2)).save(tmp_path / "tiny.safetensors")
+    ended = finish(start("enhance", short, tmp_path / "fine.zarr", "-m", model, "--workers", 1, env=env))
+    assert ended.exit_code == 130, ended.stderr
+    assert ended.error.startswith("svision-dask: interrupted")
+    assert ended.stdout == ""
+    begun = tmp_path / "fine.zarr" / "zarr.json"
+    assert not begun.exists() or "multiscales" not in begun.read_text()
+    assert [path for path in (tmp_path / "scratch").iterdir() if path.name.startswith("svision-dask")] == []
+
+
 def test_defaults_are_those_of_the_functions():
     defaults = {option.name: option.default for option in main.commands["train"].params}
     functions = inspect.signature(training.train).parameters

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import signal
-import threading
+import logging
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from svision_dask.backend import CPU
+from svision_dask.commands.signals import SIGNALS, Interrupted, interruptible
 from svision_dask.errors import SvisionError
 
 if TYPE_CHECKING:
@@ -27,12 +25,6 @@ OFTEN = 4
 """An input that is read more often than this, chunks and halos included, is worth a line."""
 SHOW_TRACEBACK = 2
 """How many -v it takes."""
-SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-"""What ends a run early: Ctrl-C, and a cluster's scheduler that wants the machine back."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """One of ``SIGNALS`` arrived; its number is the first argument."""
 
 
 class Commands(click.Group):
@@ -41,7 +33,7 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; exit with 1 failed, 2 usage, 3 partial, 130 and 143 interrupted."""
         try:
-            with _interruptible():
+            with interruptible():
                 return super().invoke(ctx)
         except click.exceptions.Exit:  # a RuntimeError, with which --help ends
             raise
@@ -54,36 +46,13 @@ class Commands(click.Group):
             _end(f"{error.format_message()} See {command} --help.", error.exit_code)
         except Interrupted as error:
             number = error.args[0]
+            logging.getLogger("asyncio").disabled = True  # it would name what zarr was at, as the process ends
             _end(f"{SIGNALS[number]}; the same command goes on with what is unfinished.", 128 + number)
 
 
 def _end(message: str, exit_code: int) -> NoReturn:
     click.echo(f"svision-dask: {' '.join(message.split())}", err=True)
     raise click.exceptions.Exit(exit_code) from None
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Raise ``Interrupted`` at the first signal, so that workers are stopped in order; ignore those that follow."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
-        raise Interrupted(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread can have handlers: the host program decides
-        return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]  # nohup stays nohup
-    for number in heard:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number in heard:
-            if signal.getsignal(number) is stop:
-                signal.signal(number, before[number])
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:
