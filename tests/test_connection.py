@@ -161,32 +161,26 @@ def test_a_worker_with_other_versions_is_named_before_anything_is_made(image, tm
 
 
 @contextmanager
-def worker_without(hidden: Path, folder: Path):
-    """Start a scheduler, and a worker that has an empty folder where this process has ``hidden``."""
-    hidden.mkdir()
+def worker_without(hidden: Path, where: Path, folder: Path):
+    """Start a worker of the cluster ``where`` that has an empty folder where this process has ``hidden``."""
     trial = subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", hidden], capture_output=True, check=False)
     if trial.returncode:
         pytest.skip(f"no mount namespaces here: {trial.stderr.decode().strip()}")
-    where = folder / "scheduler.json"
-    with process(
-        *("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", 0, "--no-dashboard"),
-        *("--scheduler-file", where),
-    ):
-        wait_for(where.exists)
-        command = f"mount -t tmpfs none {hidden} && exec {sys.executable} -m distributed.cli.dask_worker"
-        options = f"--scheduler-file {where} --host 127.0.0.1 --no-dashboard --local-directory {folder / 'w'}"
-        with subprocess.Popen(
-            ["unshare", "-m", "sh", "-c", f"{command} {options}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as started:
-            try:
-                yield where
-            finally:
-                started.terminate()
+    command = f"mount -t tmpfs none {hidden} && exec {sys.executable} -m distributed.cli.dask_worker"
+    options = f"--scheduler-file {where} --host 127.0.0.1 --no-dashboard --local-directory {folder / 'w'}"
+    with subprocess.Popen(
+        ["unshare", "-m", "sh", "-c", f"{command} {options}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as started:
+        try:
+            yield
+        finally:
+            started.terminate()
 
 
 def test_a_worker_that_cannot_see_the_output_or_the_model_is_named_before_anything_is_made(image, alone, tmp_path):
     hidden, seen = tmp_path / "hidden", tmp_path / "fine.zarr"
-    with worker_without(hidden, tmp_path) as where:
+    hidden.mkdir()
+    with cluster(tmp_path, workers=0) as where, worker_without(hidden, where, tmp_path):
         refused = run("enhance", image, hidden / "fine.zarr", "--scheduler-file", where)
         model = shutil.copy(model_of(alone), hidden / "model.safetensors")
         blind = run("enhance", image, seen, "-m", model, "--scheduler-file", where)

@@ -7,11 +7,12 @@ import platform
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 from svision_dask.errors import ImageError, RegionError, one_line
@@ -45,7 +46,18 @@ KEY = "region-"
 """How the names of our tasks begin on a cluster; the number of the region follows."""
 
 
-class BadInput(str):
+class BadWorkerWarning(UserWarning):
+    """A worker cannot do the work, and others can: it came after all were tried."""
+
+
+class Failure(str):
+    """Why a region failed."""
+
+    worker: str = ""
+    """Address of the worker that it failed at, if that is known."""
+
+
+class BadInput(Failure):
     """Why a region failed, where the same command would fail again: its input cannot be read."""
 
 
@@ -70,7 +82,8 @@ def run_regions(
     """Run ``task`` on every region, with a bounded number of tasks known to the cluster at any time.
 
     Each worker process works on ``seats`` of them at once. A region whose worker died is made again at the end, with no
-    other region around that could be the reason; its receipt says so.
+    other region around that could be the reason, and one that fails at a worker which has not made any yet is made by
+    another; receipts say so.
 
     Parameters
     ----------
@@ -95,19 +108,24 @@ def run_regions(
         If a region fails: no more are started then, and those known to the cluster are waited for, because a task that
         writes after this call has returned could meet whatever the caller does next. If a region kills every worker
         that tries it, all others are made first.
+
+    Warns
+    -----
+    BadWorkerWarning
+        If a worker, which may have come later, fails where another does not; it is avoided from then on.
     """
-    sent = _Sent(client, task)
+    sent, crew = _Sent(client, task), _Crew(client, seats)
     run = partial(client.submit, _run_one, seats=seats, versions=versions_here())
 
     def submit(region: Region) -> Future[Any]:
         # The key names what a worker is at, also to dask.
-        return run(sent.there(), region, key=f"{KEY}{region.index}-{uuid.uuid4().hex}")
+        return run(sent.there(), region, key=f"{KEY}{region.index}-{uuid.uuid4().hex}", **crew.allowed())
 
     def on_later_receipt(receipt: Receipt) -> None:
         on_receipt(replace(receipt, retries=receipt.retries + 1))
 
     on_failure = on_failure or _nobody
-    drain = partial(_drain, client, submit, window=_Window(client, seats), on_failure=on_failure)
+    drain = partial(_drain, client, submit, crew=crew, on_failure=on_failure)
     suspects: list[Region] = []
     failures = drain(iter(regions), suspects=suspects, on_receipt=on_receipt)
     for region in [] if failures else suspects:
@@ -157,13 +175,17 @@ class _Sent:
         return self._future
 
 
-class _Window:
-    """How many tasks a cluster should know, whose workers come and go."""
+class _Crew:
+    """How many tasks a cluster should know, and whose: workers come and go, and one that comes later was not tried."""
 
     def __init__(self, client: Client, seats: int) -> None:
         self._client, self._seats = client, seats
         # Some, even where the cluster does not say: without any, regions would be left out, and nobody told.
-        self._known, self._asked = TASKS_PER_SEAT, -float(ASK_SECONDS)
+        self._asked, self._known = 0.0, TASKS_PER_SEAT
+        self._proven: set[str] = set()
+        self._avoided: set[str] = set()
+        self._failed: dict[int, Failure] = {}
+        """By region: why it failed at a worker that may be the reason."""
 
     def tasks(self) -> int:
         """Count the seats that there are, now and then."""
@@ -174,13 +196,42 @@ class _Window:
                 self._known = TASKS_PER_SEAT * max(1, places)
         return self._known
 
+    def allowed(self) -> dict[str, Any]:
+        """Say to whom regions go, in the terms of ``Client.submit``; to others only if all of these are gone."""
+        return {"workers": self._others(), "allow_other_workers": True} if self._avoided else {}
+
+    def _others(self) -> list[str]:
+        with suppress(OSError):
+            return [address for address in self._client.nthreads() if address not in self._avoided]
+        return []
+
+    def may_be_reason(self, region: Region, failure: Failure) -> bool:
+        """Whether the worker may be why a region failed, because it has made none, and there are others to try it."""
+        if not failure.worker or failure.worker in self._proven:
+            return False
+        self._avoided.add(failure.worker)
+        self._failed[region.index] = failure
+        return bool(self._others())
+
+    def made(self, region: Region, receipt: Receipt) -> Receipt:
+        """Take note of who made a region, and name the worker at which it had failed."""
+        self._proven.add(receipt.worker)
+        self._avoided.discard(receipt.worker)
+        failure = self._failed.pop(region.index, None)
+        if failure is None:
+            return receipt
+        if failure.worker in self._avoided:
+            said = f"worker {failure.worker} gets no more regions: another made what failed there. {failure}"
+            warnings.warn(said, BadWorkerWarning, stacklevel=2)
+        return replace(receipt, retries=receipt.retries + 1)
+
 
 def _drain(
     client: Client,
     submit: Callable[[Region], Future[Any]],
     waiting: Iterator[Region],
     *,
-    window: _Window,
+    crew: _Crew,
     on_receipt: Callable[[Receipt], None],
     on_failure: Callable[[str], None],
     suspects: list[Region],
@@ -189,33 +240,47 @@ def _drain(
     from distributed import CancelledError, KilledWorker, as_completed
 
     failures: list[str] = []
-    at_work = {future: region for region in islice(waiting, window.tasks()) for future in [submit(region)]}
+    at_work = {future: region for region in islice(waiting, crew.tasks()) for future in [submit(region)]}
     # With results: to ask for them one by one would take longer than everything else here.
     running = as_completed(list(at_work), with_results=True, raise_errors=False)
     try:
         for future, outcome in running:
-            region, known = at_work.pop(future), len(failures)
+            region, known, again = at_work.pop(future), len(failures), False
             error = outcome[1] if future.status == "error" else outcome
             if isinstance(outcome, Receipt):
-                on_receipt(outcome)
-            elif isinstance(outcome, str):
-                failures.append(outcome)
+                on_receipt(crew.made(region, outcome))
             elif isinstance(error, CancelledError) and _is_gone(client, error):
                 failures.append("the scheduler is gone.")
             elif isinstance(error, KilledWorker | CancelledError):  # cancelled: what it works on died with the worker
                 suspects.append(region)
-            else:  # an error that arrives as such is one of the worker, not of the task
-                failures.append(f"a worker failed: {one_line(error)}")
+            else:
+                why = outcome if isinstance(outcome, Failure) else _of_worker(client, future.key, error)
+                again = not failures and crew.may_be_reason(region, why)
+                failures += [] if again else [why]
             for why in failures[known:]:
                 on_failure(why)
             future.release()
-            for following in islice(waiting, 0 if failures else max(0, window.tasks() - len(at_work))):
+            more = islice(waiting, 0 if failures else max(0, crew.tasks() - len(at_work) - again))
+            for following in chain([region] if again else [], more):
                 at_work[added := submit(following)] = following
                 running.add(added)
     except BaseException:  # an interrupt, too, must not leave tasks behind
         client.cancel(list(at_work))
         raise
     return failures
+
+
+def _of_worker(client: Client, key: Any, error: BaseException | None) -> Failure:
+    """Put into words an error that arrives as such: it is one of the worker, which could not even begin."""
+
+    def erred_on(dask_scheduler: Any) -> str:  # a local function travels by value
+        task = dask_scheduler.tasks.get(key)
+        return next(iter(task.erred_on or ()), "") if task is not None else ""
+
+    failure = Failure(f"a worker failed: {one_line(error)}")
+    with suppress(OSError, RuntimeError):  # a scheduler may not let itself be asked
+        failure.worker = client.run_on_scheduler(erred_on)
+    return failure
 
 
 def _is_gone(client: Client, error: BaseException) -> bool:
@@ -225,10 +290,11 @@ def _is_gone(client: Client, error: BaseException) -> bool:
 
 def _run_one(
     task: RegionTask, region: Region, *, seats: int = 1, versions: Mapping[str, str] | None = None
-) -> Receipt | str:
+) -> Receipt | Failure:
     """Errors raised on purpose come back as text: an exception with a remote traceback is for the unexpected."""
     if versions is not None and versions != _versions():  # a worker that came after all were inspected
-        return f"region {region.index}: a worker on {platform.node()} has versions {_versions()}, not {dict(versions)}."
+        differ = f"versions {_versions()}, not {dict(versions)}."
+        return _here(Failure(f"region {region.index}: a worker on {platform.node()} has {differ}"))
     pauses, retries, began = iter(PAUSES), 0, time.monotonic()
     while True:
         try:
@@ -240,10 +306,16 @@ def _run_one(
         except Exception as error:  # zarr and torch raise nearly anything, and the place is what helps
             pause = next(pauses, None) if passes(error) else None
             if pause is None:
-                kind = BadInput if isinstance(error, ImageError) else str
-                return kind(f"region {region.index} at {region.start}: {type(error).__name__}: {one_line(error)}")
+                kind = BadInput if isinstance(error, ImageError) else Failure
+                why = f"region {region.index} at {region.start}: {type(error).__name__}: {one_line(error)}"
+                return _here(kind(why))
             retries += 1
             time.sleep(pause)
+
+
+def _here(failure: Failure) -> Failure:
+    failure.worker = _own_address()
+    return failure
 
 
 def _own_address() -> str:
