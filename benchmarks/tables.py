@@ -95,13 +95,16 @@ def _at_least(value: float, bound: float) -> str:
 
 
 def _soak() -> Iterator[str]:
-    """Count kills, and what came of them."""
-    found = _read("soak")
-    seen = found["seen"]
-    kills = sum(count for what, count in seen.items() if what.endswith("killed"))
-    finished, equal = seen["ended with 0"], seen["outputs equal to the undisturbed one"]
-    outputs = f"{finished} outputs finished, {equal} as the undisturbed one"
-    yield f"In {found['minutes']:g} minutes: {kills} kills; {outputs}."
+    """Count what went wrong, and what came of it."""
+    yield "| `benchmarks/soak/` | minutes | what happened | outputs finished | as the undisturbed one |"
+    yield "|---" * 5 + "|"
+    for name, part in _read("soak").items():
+        seen = dict(part["seen"])
+        finished, equal = seen.pop("ended with 0"), seen.pop("outputs equal to the undisturbed one")
+        faults = ", ".join(
+            f"{count} {what}" for what, count in seen.items() if not what.startswith(("ended", "outputs"))
+        )
+        yield f"| `{name}.py` | {part['minutes']:g} | {faults} | {finished} | {equal} |"
 
 
 def _memory() -> Iterator[str]:

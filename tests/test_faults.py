@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +32,7 @@ from svision_dask.running.regions import EnhanceTask
 from svision_dask.running.scheduling import run_regions
 from svision_dask.running.verification import verify
 from tests.commands import environment, finish, run, start, textured, write_tiff
+from tests.hosts import IMPORTED, crew, disk, network
 from tests.models import tiny
 from tests.test_connection import process, wait_for
 from tests.test_resume import CUT, GIVEN, SHAPE, assert_same
@@ -191,23 +191,6 @@ def has_receipts(receipts: Path, command: subprocess.Popen[str]) -> bool:
     return receipts.exists() and receipts.read_text().count("\n") >= 2
 
 
-@contextmanager
-def disk(folder: Path, size: str):
-    """Mount a small disk, in memory."""
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount: {mounted.stderr.decode().strip()}")
-    try:
-        yield partial(_remount, folder)
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
-
-
-def _remount(folder: Path, options: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
-
-
 def test_a_full_disk_ends_the_run_and_with_more_room_it_goes_on(source, model, undisturbed, tmp_path):
     with disk(tmp_path / "small", "400k") as change:
         output = tmp_path / "small" / "fine.zarr"
@@ -228,70 +211,16 @@ def test_a_disk_that_cannot_be_written_is_refused_before_anything_is_read(source
         assert "is not writable" in refused.error
 
 
-HOSTS = ("svd0", "svd1", "svd2")
-
-
-@contextmanager
-def network(folder: Path):
-    """Make three hosts on one switch: namespaces with addresses 10.97.0.1 to 3."""
-    if shutil.which("ip") is None or os.geteuid():
-        pytest.skip("needs root and ip")
-
-    def ip(*arguments: str) -> None:
-        subprocess.run(["ip", *arguments], check=True, capture_output=True)
-
-    def remove() -> None:
-        for name in (*HOSTS, "svdsw"):
-            subprocess.run(["ip", "netns", "del", name], capture_output=True)
-
-    remove()
-    try:
-        try:
-            for name in (*HOSTS, "svdsw"):
-                ip("netns", "add", name)
-            ip("-n", "svdsw", "link", "add", "sw", "type", "bridge")
-        except subprocess.CalledProcessError as error:
-            pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
-        ip("-n", "svdsw", "link", "set", "sw", "up")
-        for number, name in enumerate(HOSTS):
-            ip("link", "add", f"{name}e", "netns", name, "type", "veth", "peer", "name", f"{name}p", "netns", "svdsw")
-            ip("-n", "svdsw", "link", "set", f"{name}p", "master", "sw", "up")
-            ip("-n", name, "addr", "add", f"10.97.0.{number + 1}/24", "dev", f"{name}e")
-            ip("-n", name, "link", "set", f"{name}e", "up")
-            ip("-n", name, "link", "set", "lo", "up")
-        yield lambda name, state: ip("-n", name, "link", "set", f"{name}e", state)
-    finally:
-        remove()
-
-
 @pytest.mark.parametrize("cut", ["for a while", "for good"])
 def test_three_hosts_give_the_same_voxels_also_if_one_is_cut_off(
     cut, source, model, undisturbed, tmp_path, monkeypatch
 ):
     """The worker's task waits between regions, so that the cut comes in the middle."""
-    output, where = tmp_path / "fine.zarr", tmp_path / "scheduler.json"
-    # A worker that imports torch on a busy machine may be silent for longer: it does so before it joins.
-    imported = {"DASK_DISTRIBUTED__WORKER__PRELOAD": '["svision_dask.running.regions", "torch"]'}
-    patience = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "6s", "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "15s"}
-    with network(tmp_path) as link, ExitStack() as stack:
-
-        def on(host: str, *arguments: object) -> subprocess.Popen[str]:
-            started = subprocess.Popen(
-                ["ip", "netns", "exec", host, sys.executable, "-m", *(str(a) for a in arguments)],
-                stdout=subprocess.PIPE if "svision_dask" in arguments else subprocess.DEVNULL,
-                stderr=subprocess.PIPE if "svision_dask" in arguments else subprocess.DEVNULL,
-                text=True,
-                env={**os.environ, **patience, **imported},
-            )
-            stack.callback(_ended, started)
-            return started
-
-        on("svd0", "distributed.cli.dask_scheduler", "--host", "10.97.0.1", "--no-dashboard", "--scheduler-file", where)
-        wait_for(where.exists)
-        for number in (2, 3):
-            worker = ("--scheduler-file", where, "--host", f"10.97.0.{number}", "--nthreads", 1, "--no-dashboard")
-            on(HOSTS[number - 1], "distributed.cli.dask_worker", *worker, "--local-directory", tmp_path / str(number))
-        command = on("svd0", "svision_dask", "enhance", source, output, "-m", model, *GIVEN, "--scheduler-file", where)
+    output = tmp_path / "fine.zarr"
+    with network() as link, crew(tmp_path, **IMPORTED) as (where, on):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        given = ("enhance", source, output, "-m", model, *GIVEN, "--scheduler-file", where)
+        command = on("-m", "svision_dask", *given, **pipes)
         receipts = output.with_name(f".{output.name}.svision") / "receipts.jsonl"
         wait_for(partial(has_receipts, receipts, command))
         link("svd2", "down")
@@ -302,8 +231,3 @@ def test_three_hosts_give_the_same_voxels_also_if_one_is_cut_off(
     assert ended.exit_code == 0, ended.stderr
     assert "is not encrypted" in ended.stderr
     assert_same(output, undisturbed)
-
-
-def _ended(started: subprocess.Popen[str]) -> None:
-    started.kill()
-    started.communicate()

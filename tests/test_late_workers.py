@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import zarr
 from distributed import Client
 
+from svision_dask.commands.given import connected_given
 from svision_dask.opening.formats import open_volume
 from svision_dask.running.pipeline import enhance_to_zarr
 from svision_dask.running.progress import RunProgress
@@ -64,3 +66,10 @@ def test_a_late_worker_that_cannot_do_the_work_is_named_and_others_do_it(lacks, 
     assert ("a.ome.tif" if lacks == "the input" else "libtorch_cpu.so") in str(heard[0].message)
     made = [zarr.open_array(tmp_path / name / "0", mode="r")[...] for name in ("alone.zarr", "late.zarr")]
     assert np.array_equal(*made)
+
+
+def test_the_command_line_names_a_worker_in_a_line(capsys):
+    files = dict.fromkeys(("scheduler", "scheduler_file", "tls_ca", "tls_cert", "tls_key", "slurm", "gpus"))
+    with connected_given({**files, "dashboard": False}):
+        warnings.warn("worker tcp://a gets no more regions", BadWorkerWarning, stacklevel=1)
+    assert capsys.readouterr().err == "warning: worker tcp://a gets no more regions\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -479,3 +480,29 @@ def test_a_command_reads_trains_stops_and_goes_on_between_urls(bucket, http, cli
     assert "all as they were written" in run("verify", output, *at).stdout
     assert "exists: a finished output" in run(*command).error
     assert CANARY not in "".join([stopped.stderr, stopped.stdout, done.stderr, done.stdout])
+
+
+def test_a_model_in_an_object_store_is_used_as_one_here_is(bucket, client, folder, tmp_path) -> None:
+    fs, faults = bucket
+    here = tiny((1, 2, 2)).save(tmp_path / "tiny.safetensors")
+    fs.put_file(str(here), "bucket/models/tiny.safetensors")
+    digest = hashlib.sha256(here.read_bytes()).hexdigest()
+    there = f"s3://bucket/models/tiny.safetensors#sha256={digest}"
+    source, at = folder / "shards.ome.zarr", ("--scheduler", client.scheduler.address)
+    (tmp_path / "there").mkdir()
+    faults.give("503", "tiny.safetensors", 1)
+    done = run("enhance", source, tmp_path / "there" / "fine.ome.zarr", "-m", there, *at)
+    assert done.exit_code == 0, done.stderr
+    (kept,) = (tmp_path / "there").glob("*.safetensors")
+    assert kept.read_bytes() == here.read_bytes()
+    assert run("enhance", source, tmp_path / "here.ome.zarr", "-m", here, *at).exit_code == 0
+    made = [whole(open_volume(each)) for each in (tmp_path / "here.ome.zarr", tmp_path / "there" / "fine.ome.zarr")]
+    assert np.array_equal(*made)
+    other = run("enhance", source, tmp_path / "other.ome.zarr", "-m", there.replace(digest, "0" * 64), *at)
+    assert "it is another file" in other.error
+    faults.give("403", "tiny.safetensors")
+    forbidden = run("enhance", source, tmp_path / "other.ome.zarr", "-m", there, *at)
+    assert (other.exit_code, forbidden.exit_code) == (1, 1)
+    assert "access is refused" in forbidden.error
+    assert not (tmp_path / "other.ome.zarr").exists()
+    assert CANARY not in "".join([done.stderr, other.stderr, forbidden.stderr])

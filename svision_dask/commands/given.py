@@ -106,7 +106,27 @@ def connected_given(given: Given) -> Iterator[Client | None]:
             if given.get("workers") is not None:
                 raise UsageError("--workers: the cluster has its own. Leave it out.")
             click.echo(f"cluster  {client.scheduler.address}", err=True)  # type: ignore[union-attr]
+        stack.enter_context(_bad_workers_told())
         yield client
+
+
+@contextmanager
+def _bad_workers_told() -> Iterator[None]:
+    """Name workers that cannot do the work in a line each, as soon as that is known."""
+    from svision_dask.running.scheduling import BadWorkerWarning
+
+    others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if issubclass(category, BadWorkerWarning):
+            click.echo(f"warning: {message}", err=True)
+        else:
+            others(message, category, *place)
+
+    with warnings.catch_warnings():  # which puts back what shows them, too
+        warnings.simplefilter("always", BadWorkerWarning)
+        warnings.showwarning = show  # type: ignore[assignment]  # it passes on what it was given
+        yield
 
 
 def check_given(client: Client | None, volume: Volume, output: str, given: Given, *, model: str | None) -> None:

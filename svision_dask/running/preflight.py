@@ -28,8 +28,8 @@ PACKAGES = ("svision-dask", "dask", "distributed", "numcodecs", "numpy", "tifffi
 """What must be the same everywhere."""
 SHARE_OF_LIMIT = 0.7
 """What a region may use of a worker's memory limit: dask pauses a worker at 0.8 of it."""
-ANSWER_SECONDS = 60
-"""How long a worker may take to answer; the first time it has to import what we need."""
+ANSWER_SECONDS = 180
+"""How long a worker may take to answer; the first time it has to import torch, for a minute on a busy machine."""
 CLOCK_SECONDS = 60.0
 """By how much clocks may differ before it is worth a word."""
 

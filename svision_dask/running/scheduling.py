@@ -254,9 +254,9 @@ def _drain(
             elif isinstance(error, KilledWorker | CancelledError):  # cancelled: what it works on died with the worker
                 suspects.append(region)
             else:
-                why = outcome if isinstance(outcome, Failure) else _of_worker(client, future.key, error)
-                again = not failures and crew.may_be_reason(region, why)
-                failures += [] if again else [why]
+                failure = outcome if isinstance(outcome, Failure) else _of_worker(client, future.key, error)
+                again = not failures and crew.may_be_reason(region, failure)
+                failures += [] if again else [failure]
             for why in failures[known:]:
                 on_failure(why)
             future.release()
@@ -270,7 +270,7 @@ def _drain(
     return failures
 
 
-def _of_worker(client: Client, key: Any, error: BaseException | None) -> Failure:
+def _of_worker(client: Client, key: Any, error: BaseException) -> Failure:
     """Put into words an error that arrives as such: it is one of the worker, which could not even begin."""
 
     def erred_on(dask_scheduler: Any) -> str:  # a local function travels by value
