@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 import soaking
 
-MODES = cycle(("", "sys.exit", "", "segfault", "", "graceful"))
+MODES = cycle(("segfault", "", "sys.exit", "", "graceful", ""))
 PRELOAD = "DASK_DISTRIBUTED__WORKER__PRELOAD"
 
 

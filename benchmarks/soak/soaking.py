@@ -30,8 +30,8 @@ from rows import RESULTS
 
 from svision_dask.simulation.simulate import Phantom
 
-SHAPE = (64, 256, 256)
-OPTIONS = ("--tile", "32", "--chunks", "32", "--shards", "64")
+SHAPE = (32, 128, 128)
+OPTIONS = ("--tile", "16", "--chunks", "16", "--shards", "32")
 EQUAL = "outputs equal to the undisturbed one"
 
 
