@@ -179,6 +179,16 @@ def test_what_is_said_of_comparing_is_what_was_measured():
     assert largest["reports_of_progress"] == 512  # one for each block
 
 
+def test_other_runtimes_are_as_close_as_is_said(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    rows = json.loads(text_of(ROOT / "benchmarks" / "results" / "interchange.json"))["rows"]
+    assert set() < set(rows) <= set(load(ROOT / "benchmarks" / "interchange.py").CASES)
+    off = {f"{model}, {how}": value for model, row in rows.items() for how, value in row.items() if ", " in how}
+    assert len(off) == 6 * len(rows)
+    assert max(off.values()) <= 1e-5, off
+    assert "to 10⁻⁵ of its range" in text_of(DOCS / "interchange.md")
+
+
 def test_tables_in_pages_are_made_of_the_results():
     pages = [text_of(path) for path in tables.PAGES]
     assert pages == [tables.with_tables(page) for page in pages], "run: python benchmarks/tables.py"

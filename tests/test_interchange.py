@@ -188,6 +188,7 @@ def _no_network(*_given, **_options):
     raise OSError("no network here")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # bioimageio.core's own
 def test_a_bioimageio_package_passes_its_test_offline_and_is_tiled_without_seams(core, model, coarse, tmp_path):
     path = export_model(model, tmp_path / "model.zip", authors=["A. Person"], licence="CC-BY-4.0")
