@@ -119,17 +119,14 @@ def _memory() -> Iterator[str]:
 
 
 def _interchange() -> Iterator[str]:
-    """How far others are off, and how long writing a model for them takes, at most."""
-    rows = sorted(_read("interchange")["rows"].values(), key=lambda row: (row["model"], row["state"]))
-    runs = ("onnxruntime", "torch", "bioimageio, whole", "bioimageio, tiled")
+    """How far others are off."""
+    rows = sorted(_read("interchange")["rows"].values(), key=lambda row: row["model"])
+    runs = [f"{name}, {how}" for name in ("onnxruntime", "torch", "bioimageio") for how in ("whole", "tiled")]
     yield f"| model | halo | {' | '.join(runs)} |"
     yield "|---" * (len(runs) + 2) + "|"
     for row in rows:
         off = " | ".join(f"{row[run]:.0e}" for run in runs)
-        yield f"| {row['model']}, {row['state']} | {'×'.join(map(str, row['halo']))} | {off} |"
-    slowest = {kind: max(row[f"seconds to write .{kind}"] for row in rows) for kind in ("onnx", "pt2", "zip")}
-    said = ", ".join(f"`.{kind}` {seconds:.0f} s" for kind, seconds in slowest.items())
-    yield from ("", f"Writing one took at most, beside other work: {said}.")
+        yield f"| {row['model']} | {'×'.join(map(str, row['halo']))} | {off} |"
 
 
 TABLES: Mapping[str, Callable[[], Iterator[str]]] = {

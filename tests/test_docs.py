@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -81,6 +82,19 @@ def test_links_inside_of_the_repository_lead_somewhere(path):
         assert there.exists(), target
         if anchor and there != DOCS / "benchmarks.md":  # its headings are made when it is built
             assert anchor in anchors(there), target
+
+
+def test_what_a_package_index_shows_has_no_link_into_the_repository():
+    project = tomllib.loads(text_of(ROOT / "pyproject.toml"))
+    shown = readme = text_of(ROOT / "README.md")
+    for change in project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        shown = re.sub(change["pattern"], change["replacement"], shown)
+    targets = LINK.findall(FENCE.sub("", shown))
+    assert targets == [target for target in LINK.findall(FENCE.sub("", readme)) if "://" in target] != []
+    assert "The picture" in readme
+    assert "The picture" not in shown
+    assert re.findall("^## .*", shown, re.MULTILINE) == re.findall("^## .*", readme, re.MULTILINE)
+    assert "defines every figure" in shown
 
 
 def test_a_block_that_fails_stops_the_build(tmp_path, monkeypatch):
@@ -163,6 +177,16 @@ def test_what_is_said_of_comparing_is_what_was_measured():
     assert said in page
     assert memory < 2e9
     assert largest["reports_of_progress"] == 512  # one for each block
+
+
+def test_other_runtimes_are_as_close_as_is_said(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    rows = json.loads(text_of(ROOT / "benchmarks" / "results" / "interchange.json"))["rows"]
+    assert set() < set(rows) <= set(load(ROOT / "benchmarks" / "interchange.py").CASES)
+    off = {f"{model}, {how}": value for model, row in rows.items() for how, value in row.items() if ", " in how}
+    assert len(off) == 6 * len(rows)
+    assert max(off.values()) <= 1e-5, off
+    assert "to 10⁻⁵ of its range" in text_of(DOCS / "interchange.md")
 
 
 def test_tables_in_pages_are_made_of_the_results():
