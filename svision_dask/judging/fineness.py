@@ -122,7 +122,7 @@ def _one_image(compared: Compared, places: Sequence[Box], absent: dict[str, str]
 def _is_split_fairly(blocks: Sequence[Voxels], axes: Shape) -> bool:
     """Whether halves share no noise: they lie diagonally, so that one of ``axes`` along which it is white will do."""
     along = tuple(2 if a in axes and n >= LONG_ENOUGH else 1 for a, n in enumerate(blocks[0].shape))
-    scaled = (block / np.float32(np.abs(block).max() or 1) for block in blocks)  # its squares must stay finite
+    scaled = ((block / (np.abs(block).max() or 1)).astype(np.float32) for block in blocks)  # squares must stay finite
     return max(along) > 1 and any(is_independent(block, along) for block in scaled)
 
 
