@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from svision_dask.errors import ImageError, UsageError
 from svision_dask.geometry import Grid
 from svision_dask.judging import scan
 from svision_dask.judging.comparison import compare
+from svision_dask.judging.report import write_report
 from svision_dask.metrics import psnr, ssim
 from svision_dask.network.baselines import cubic, cubic_back_projected, reduced
 from svision_dask.omezarr.write import create_store, open_level, publish
@@ -291,6 +293,39 @@ def test_a_volume_of_four_planes_has_nothing_inside_its_border():
     assert "fewer than 3 voxels" in found.absent["ssim"]
     assert found.absent["frc.axial"] == "too few voxels along it"
     assert "lateral" in found.figures["frc"]
+
+
+def test_lines_are_compared_as_far_as_they_go_and_a_single_voxel_is_refused(tmp_path):
+    coarse, fine, truth = scene(shape=(2, 2, 64))
+    found = compared(coarse, fine, truth, beads=True, tile=None)
+    assert "lateral" in found.figures["frc"]
+    assert found.absent["one_image_frc.before.lateral"] == "too few voxels along it"
+    assert "nan" not in write_report(found, tmp_path / "page.html").read_text().lower().split("<h2>profiles</h2>")[0]
+    with pytest.raises(ImageError, match="has one voxel: there is nothing to compare"):
+        compared(coarse[..., :1], fine[..., :2])
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_figures_do_not_depend_on_the_scale_of_intensities(scale):
+    volumes = scene(shape=(16, 64, 64))
+    there, elsewhere = (compared(*((v * np.float32(s)) for v in volumes), beads=True) for s in (1, scale))
+    assert elsewhere.absent == there.absent
+    assert elsewhere.warnings == there.warnings
+    for key in ("psnr", "ssim"):
+        assert elsewhere.figures[key] == pytest.approx(there.figures[key], rel=1e-4)
+    assert elsewhere.figures["shift"] == there.figures["shift"]
+    assert elsewhere.figures["places"] == there.figures["places"]
+
+
+def test_intensities_of_another_scale_are_warned_of():
+    coarse, fine, _ = scene(shape=(16, 64, 64))
+    (text,) = compared(coarse, fine / 65535).warnings
+    assert re.match(r"AFTER, made coarse, is 1\d\d% of the range darker than BEFORE on average: are they on one", text)
+
+
+def test_the_brightest_voxel_alone_is_not_saturated():
+    coarse, fine, _ = scene(shape=(1, 8, 8), factor=(1, 2, 2))
+    assert compared(coarse, fine, factor=(1, 2, 2), tile=None).warnings == ()
 
 
 def test_a_constant_volume_and_one_with_holes_are_refused():

@@ -141,6 +141,20 @@ def test_a_log_line_has_the_same_figures_and_a_failure_one_at_once(capsys, secon
     ]
 
 
+def test_a_log_line_ends_with_what_there_is_to_say(capsys, seconds):
+    reporter = Reporter()
+    for done in (0, 1, 2):
+        reporter("simulate", done, 2)
+        seconds[0] += 30
+    reporter("compare", 2, 2, "blocks")
+    assert capsys.readouterr().err.splitlines() == [
+        "simulate 0/2",
+        "simulate 1/2, 30 s left",
+        "simulate 2/2",
+        "compare 2/2, blocks",
+    ]
+
+
 @dataclass(frozen=True)
 class Waiting:
     """Goes on once a file is there."""

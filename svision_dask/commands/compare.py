@@ -96,7 +96,8 @@ def comparison_lines(found: Comparison) -> Iterator[str]:
         if "psnr" in row or "ssim" in row:
             yield f"{name:12} {_psnr(row)}"
     if "fidelity" in figures:
-        yield f"             of {figures['fidelity']['blocks']} of {figures['fidelity']['of']} blocks, spread evenly"
+        blocks, total = figures["fidelity"]["blocks"], figures["fidelity"]["of"]
+        yield f"             of {'all voxels' if blocks == total else f'{blocks} of {total} blocks, spread evenly'}"
     for key, words in (("frc", "FRC with the reference"), ("decorrelation", "decorrelation")):
         yield from _resolution_lines(words, figures.get(key, {}), unit)
     for name, row in figures.get("one_image_frc", {}).items():

@@ -136,8 +136,8 @@ class Reporter:
 
     def _say(self, what: str, done: int, total: int, left: float | None, remark: str) -> None:
         """Say a report now and then."""
-        remaining = "" if left is None else f"{left:.0f} s left, "
-        click.echo(f"{what} {done}/{total}, {remaining}{remark}", err=True)
+        remaining = "" if left is None else f"{left:.0f} s left"
+        click.echo(", ".join(filter(None, (f"{what} {done}/{total}", remaining, remark))), err=True)
 
 
 class Display(Reporter):

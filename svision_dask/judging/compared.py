@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,6 +179,8 @@ def find_compared(
 
 
 def _factor(before: Stack, after: Stack) -> Shape:
+    if math.prod(before.shape) == 1:
+        raise ImageError(f"{before.name} has one voxel: there is nothing to compare. Give a larger volume.")
     factor = tuple(fine // coarse for fine, coarse in zip(after.shape, before.shape, strict=True))
     fits = tuple(n * f for n, f in zip(before.shape, factor, strict=True)) == after.shape
     if not fits or any(f not in FACTORS for f in factor) or max(factor) == 1:

@@ -38,6 +38,8 @@ CERTAIN = 0.01
 """P-value of a seam below which it is warned of."""
 MOST_SHIFT = 0.25
 """Coarse voxels by which AFTER may be shifted against BEFORE."""
+MOST_OFFSET = 0.05
+"""Share of the range by which AFTER may be brighter or darker than BEFORE on average."""
 SATURATED = 1e-3
 """Share of voxels at the highest intensity above which it is a limit of the detector."""
 LITTLE_GAIN = 0.1
@@ -347,8 +349,14 @@ def _warnings(compared: Compared, scan: Scan, figures: Mapping[str, Any]) -> lis
     for axis, moved in figures.get("shift", {}).get("voxels", {}).items():
         if abs(moved) > MOST_SHIFT:
             found.append(f"AFTER is shifted against BEFORE by {moved:+.2f} coarse voxels along {axis}")
+    offset = figures.get("consistency", {}).get("mean", 0.0) / figures["data_range"]["value"]
+    if abs(offset) > MOST_OFFSET:
+        found.append(
+            f"AFTER, made coarse, is {abs(offset):.0%} of the range {'brighter' if offset > 0 else 'darker'} than "
+            "BEFORE on average: are they on one scale of intensities?"
+        )
     share = scan.at_highest / math.prod(compared.before.shape)
-    if share > SATURATED and scan.highest > scan.ranges.low:
+    if share > SATURATED and scan.at_highest > 1 and scan.highest > scan.ranges.low:  # one is always the brightest
         found.append(f"{share:.1%} of BEFORE are saturated at {scan.highest:g}: what was brighter is lost")
     return found + _of_training(compared) + fineness.warnings(compared, figures)
 

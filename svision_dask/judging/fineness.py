@@ -122,7 +122,8 @@ def _one_image(compared: Compared, places: Sequence[Box], absent: dict[str, str]
 def _is_split_fairly(blocks: Sequence[Voxels], axes: Shape) -> bool:
     """Whether halves share no noise: they lie diagonally, so that one of ``axes`` along which it is white will do."""
     along = tuple(2 if a in axes and n >= LONG_ENOUGH else 1 for a, n in enumerate(blocks[0].shape))
-    return max(along) > 1 and any(is_independent(block.astype(np.float32), along) for block in blocks)
+    scaled = ((block / (np.abs(block).max() or 1)).astype(np.float32) for block in blocks)  # squares must stay finite
+    return max(along) > 1 and any(is_independent(block, along) for block in scaled)
 
 
 def _decorrelation(compared: Compared, places: Sequence[Box], absent: dict[str, str]) -> Figures:
@@ -246,11 +247,12 @@ def shift(compared: Compared, place: Box) -> dict[str, float] | str:
 
     coarse = read_place(compared.before, compared, place).astype(np.float64)
     again = reduced(read_place(compared.after, compared, place), compared.factor, compared.how or CUBIC)
+    again = again.astype(np.float64)
     axes = [a for a, n in enumerate(coarse.shape) if n >= SHORTEST]
     if len(axes) < 2 or coarse.std() == 0 or again.std() == 0:
         return "the informative place is too small or too uniform"
     kept = tuple(slice(None) if a in axes else n // 2 for a, n in enumerate(coarse.shape))
-    faded = [_faded(block[kept]) for block in (again.astype(np.float64), coarse)]
+    faded = [_faded(block[kept]) for block in (again, coarse)]
     moved, _, _ = phase_cross_correlation(*faded, upsample_factor=FINER, normalization=None)  # type: ignore[no-untyped-call]
     return {SPATIAL[a]: float(value) + 0.0 for a, value in zip(axes, moved, strict=True)}  # no −0
 

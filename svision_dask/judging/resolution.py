@@ -36,6 +36,8 @@ NARROWEST = 0.15
 """Standard deviation, in voxels, of the weakest of them, as published."""
 PEAK = 5e-4
 """By how much a decorrelation must fall behind its maximum for that to be one, as published."""
+ALIKE = 0.05
+"""How high it must be there, as published."""
 
 
 class Shells:
@@ -45,7 +47,7 @@ class Shells:
         steps = spacing or (1.0,) * len(shape)
         along = {"all": range(len(shape)), "lateral": range(len(shape))[-2:], "axial": range(len(shape))[:1]}[direction]
         count, self.finest = max((shape[axis], 0.5 / steps[axis]) for axis in along)
-        if count < 2 * FEWEST_SHELLS:
+        if count < 2 * FEWEST_SHELLS or 0 in shape:  # half of an axis of one voxel has none
             raise UsageError(
                 f"block of {shape} voxels: a resolution ({direction}) needs an axis of {2 * FEWEST_SHELLS}. "
                 "Give a larger volume, or a smaller border."
@@ -63,12 +65,14 @@ class Shells:
         self.modes = self._sum(np.ones(shape))
         self.products = np.zeros((3, len(self.edges) - 1))
         self.amplitudes = np.zeros(len(self.edges) - 1)
+        self.pairs = 0
 
     def add(self, first: Spectrum, second: Spectrum) -> None:
         """Count a pair of spectra."""
         pair = (first * second.conj()).real, np.abs(first) ** 2, np.abs(second) ** 2
         self.products += [self._sum(product) for product in pair]
         self.amplitudes += self._sum(np.abs(first))
+        self.pairs += 1
 
     def _sum(self, values: Voxels) -> npt.NDArray[np.float64]:
         sums: npt.NDArray[np.float64] = np.bincount(self._shell, values.ravel(), minlength=len(self.edges)).astype(
@@ -91,38 +95,46 @@ class Shells:
         """Find the highest frequency that is not noise alone, by decorrelation analysis of the first of each pair.
 
         Descloux, Großmayer, Radenovic 2019 (doi:10.1038/s41592-019-0515-7): the correlation of a spectrum with its own
-        phases has a maximum where structure ends, and the highest of those under ten high-pass filters is the cut-off.
-        Filters act on shells, so that sums over them are enough; the published second, finer search is left out.
+        phases has a maximum where structure ends, and the highest of those under some high-pass filters is the cut-off.
+        As published, a second search looks at more filters, between the neighbours of the one that gave the highest.
+        Filters act on shells, so that sums over them are enough; the second search has no finer radii than these,
+        because the window mixes neighbours.
 
         Returns
         -------
         float or None
             In cycles per unit of the spacing; None if there is no maximum, as in noise without structure.
         """
-        modes, amplitudes = self.modes[self.modes > 0], self.amplitudes[self.modes > 0]
-        powers, relative = self.products[1][self.modes > 0], self.frequencies / self.finest
-        first = _peak(amplitudes, powers, modes)
-        if first is None:
-            return None
-        found, widest = [first], max(2 / relative[first], NARROWEST)
-        for width in np.geomspace(widest, NARROWEST, PASSES):
+        has = self.modes > 0
+        amplitudes, powers, modes = self.amplitudes[has], self.products[1][has], self.pairs * self.modes[has]
+        relative = self.frequencies / self.finest
+
+        def peak(width: float) -> int:
             passed = 1 - np.exp(-0.5 * (np.pi * width * relative) ** 2)
-            peak = _peak(amplitudes * passed, powers * passed**2, modes)
-            found += [] if peak is None else [peak]
-        return float(self.edges[1:][self.modes > 0][max(found)])
+            return _peak(amplitudes * passed, powers * passed**2, modes)
+
+        whole = 2.0 * relative.size  # a filter as wide as the block lets everything pass
+        plain = peak(whole)
+        widest = 2 / relative[plain] if plain else whole / 2
+        widths = [whole, whole / 4, *np.geomspace(widest, NARROWEST, PASSES)]
+        found = [peak(width) for width in widths]
+        best = max(range(len(widths)), key=lambda i: (found[i], i))
+        between = np.geomspace(widths[max(best - 1, 0)], widths[min(best + 1, len(widths) - 1)], PASSES)
+        highest = max(*found, *(peak(width) for width in between))
+        return float(self.edges[1:][has][highest]) if highest else None
 
 
-def _peak(amplitudes: Voxels, powers: Voxels, modes: Voxels) -> int | None:
-    """Find the shell up to which a spectrum resembles its phases most, if the resemblance falls after it."""
+def _peak(amplitudes: Voxels, powers: Voxels, modes: Voxels) -> int:
+    """Find the shell up to which a spectrum resembles its phases most, if the resemblance falls after it, or else 0."""
     total = powers.sum()
     if total == 0:
-        return None
+        return 0
     alike = np.cumsum(amplitudes) / np.sqrt(total * np.cumsum(modes))
     for highest in range(len(alike), 1, -1):  # from the end, where noise may rise again
         top = int(alike[:highest].argmax())
         if 0 < top < highest - 1 and alike[top] - alike[top:highest].min() >= PEAK:
-            return top
-    return None
+            return top if alike[top] >= ALIKE else 0
+    return 0
 
 
 def spectrum(voxels: Voxels) -> Spectrum:

@@ -279,7 +279,7 @@ class Scan:
         energy = np.zeros(core.shape)
         for axis, n in enumerate(core.shape):
             if n > 1:
-                change = np.square(np.diff(dimmed, axis=axis))
+                change = np.square(np.diff(dimmed, axis=axis), dtype=np.float64)
                 energy[tuple(slice(1, None) if a == axis else slice(None) for a in range(3))] += change
         place = []
         for axis, (first, cell) in enumerate(zip(start, self.cell, strict=True)):
