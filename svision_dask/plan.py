@@ -14,6 +14,7 @@ from typing import Any
 
 from svision_dask.backend import CPU, Backend
 from svision_dask.codec import Codec, check_bytes, usual_codec
+from svision_dask.cutting import chunk_of, region_of
 from svision_dask.degradation import Sampling
 from svision_dask.errors import PlanError
 from svision_dask.geometry import SPATIAL, Grid, Regions, Shape
@@ -21,12 +22,6 @@ from svision_dask.notebook import html_table, per_axis
 from svision_dask.wishes import Machine, Pyramid, Version, Wishes
 from svision_dask.workload import Workload
 
-CHUNK = {2: 1024, 3: 64}
-"""Output voxels per spatial axis of one chunk, for planes and for volumes."""
-SHARD = {2: 4096, 3: 256}
-"""Output voxels per spatial axis of one shard; 64 MiB of float32."""
-ENOUGH_REGIONS = 8
-"""Smaller volumes get smaller shards, so that there is work for several workers."""
 ENOUGH_MEMORY = 1.25
 """More processes with smaller tiles are preferred to fewer with larger ones, up to so many times the work per core."""
 MAP_ITEMSIZE = 4
@@ -193,8 +188,8 @@ def plan_enhancement(
         raise PlanError("shards: OME-Zarr 0.4 has none. Use --ome-zarr-version 0.5, or leave out --shards.")
     fine = coarse.finer(factor, sampling)
     _check_sizes(coarse, wishes)
-    chunk = _chunk(fine, wishes)
-    region = _region(fine, factor, chunk, wishes)
+    chunk = chunk_of(fine, wishes)
+    region = region_of(fine, factor, chunk, wishes)
     what, unit = ("shards", region) if wishes.version == "0.5" else ("chunks", chunk)
     check_bytes(what, unit, max(dtype_itemsize, MAP_ITEMSIZE if wishes.trust else 0))
     work = Workload(
@@ -282,47 +277,6 @@ def _check_disk(write_bytes: int, free_bytes: int | None) -> None:
             f"the output has {write_bytes / 2**30:.1f} GiB before compression; the disk has "
             f"{free_bytes / 2**30:.1f} GiB free. Choose another disk or a smaller --factor."
         )
-
-
-def _chunk(fine: Grid, wishes: Wishes) -> Shape:
-    default = CHUNK[len(fine.spatial)]
-    chunk, shard = wishes.chunk or {}, wishes.shard or {}
-    return tuple(
-        min(chunk.get(axis, min(default, shard.get(axis, default))), n) if axis in SPATIAL else 1
-        for axis, n in zip(fine.axes, fine.shape, strict=True)
-    )
-
-
-def _region(fine: Grid, factor: Shape, chunk: Shape, wishes: Wishes) -> Shape:
-    """Whole chunks, and whole coarse voxels, per region; the last of an axis ends with the volume."""
-    given = wishes.shard or {}
-    region, units = [], []
-    for axis, n, c, f in zip(fine.axes, fine.shape, chunk, factor, strict=True):
-        unit = math.lcm(c, f) if c < n else c
-        length = SHARD[len(fine.spatial)] if axis in SPATIAL else 1
-        if axis not in SPATIAL and given.get(axis, 1) > 1:
-            raise PlanError(f"axis {axis}: a shard holds one channel and time point. Leave {axis} out of --shards.")
-        r = min(given.get(axis, unit * max(1, length // unit)), -(-n // c) * c)
-        if r % c or (r % f and r < n):
-            raise PlanError(
-                f"axis {axis}: shards of {r} voxels and chunks of {c}; a shard must be a multiple of the chunk and of "
-                f"the factor {f}. Use --shards {axis}={max(1, r // unit) * unit}."
-            )
-        region.append(r)
-        units.append(r if axis in given else unit)
-    return _enough_regions(fine.shape, region, units)
-
-
-def _enough_regions(shape: Shape, region: Sequence[int], units: Sequence[int]) -> Shape:
-    """Halve the longest side of the regions, in ``units``, until there is work for several workers."""
-    shrunk = list(region)
-    while len(Regions(shape=shape, unit=tuple(shrunk))) < ENOUGH_REGIONS:
-        divisible = [i for i, unit in enumerate(units) if shrunk[i] > unit]
-        if not divisible:
-            break
-        longest = max(divisible, key=lambda i: shrunk[i])
-        shrunk[longest] = units[longest] * -(-shrunk[longest] // (2 * units[longest]))
-    return tuple(shrunk)
 
 
 def _share(work: Workload, wishes: Wishes, machine: Machine, *, count: int) -> tuple[int, Shape]:
