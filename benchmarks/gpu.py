@@ -162,7 +162,7 @@ def whole(shape: tuple[int, ...], device: Device, folder: Path, tile: int) -> li
         wishes = Wishes(tile=dict.fromkeys("zyx", tile), device=where, precision="float32", workers=workers)
         plan = plan_volume(volume, model.architecture, wishes=wishes, machine=machine)
         gpus = [str(n % torch.cuda.device_count()) for n in range(workers)] if where == "cuda" else []
-        with local_client(workers=workers, memory_bytes=plan.memory_bytes, gpus=gpus) as client:
+        with local_client(workers=workers, memory_bytes=plan.memory_bytes, seats=plan.seats, gpus=gpus) as client:
             started = time.perf_counter()
             output = folder / f"{name}.zarr"
             enhance_to_zarr(volume, output, model=model, plan=plan, client=client)

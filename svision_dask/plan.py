@@ -20,7 +20,7 @@ from svision_dask.errors import PlanError
 from svision_dask.geometry import SPATIAL, Grid, Regions, Shape
 from svision_dask.notebook import html_table, per_axis
 from svision_dask.wishes import Machine, Pyramid, Version, Wishes
-from svision_dask.workload import Workload
+from svision_dask.workload import SEATS, Workload
 
 ENOUGH_MEMORY = 1.25
 """More processes with smaller tiles are preferred to fewer with larger ones, up to so many times the work per core."""
@@ -55,9 +55,11 @@ class Plan:
     dtype: str
     """Of the output's voxels."""
     workers: int
-    """Processes, each with one region at a time."""
+    """Processes, each of which computes one region at a time."""
     threads: int
     """torch threads in each."""
+    seats: int
+    """Regions in the memory of each at once: while one is computed, others are read and written."""
     worker_bytes: int
     """Peak resident memory of one worker."""
     memory_bytes: int
@@ -123,6 +125,7 @@ class Plan:
             "redundant_compute_percent": round(100 * (self.redundancy - 1), 1),
             "workers": self.workers,
             "threads_per_worker": self.threads,
+            "regions_at_once_per_worker": self.seats,
             "worker_bytes": self.worker_bytes,
             "memory_bytes": self.memory_bytes,
             "input_bytes": self.input_bytes,
@@ -205,7 +208,10 @@ def plan_enhancement(
         kept_bytes=kept_bytes,
         margin=_on_axes(coarse.axes, margin) if wishes.trust else None,
     )
-    processes, tile = _share(work, wishes, machine, count=len(Regions(shape=fine.shape, unit=region)))
+    count = len(Regions(shape=fine.shape, unit=region))
+    processes, tile = _share(work, wishes, machine, count=count)
+    memory = _memory(wishes, machine, processes)
+    seats = work.seats(tile, memory, min(wishes.seats or SEATS, -(-count // processes)))
     write_bytes = math.prod(fine.shape) * dtype_itemsize + (_map_bytes(fine.shape, factor) if wishes.trust else 0)
     _check_disk(write_bytes, machine.disk_free_bytes)
     return Plan(
@@ -221,8 +227,9 @@ def plan_enhancement(
         dtype=dtype,
         workers=processes,
         threads=_threads(wishes, machine, processes),
-        worker_bytes=work.worker_bytes(tile),
-        memory_bytes=_memory(wishes, machine, processes),
+        seats=seats,
+        worker_bytes=work.worker_bytes(tile, seats),
+        memory_bytes=memory,
         redundancy=work.redundancy(tile),
         input_bytes=math.prod(coarse.shape) * itemsize,
         read_bytes=work.read_bytes(tile),

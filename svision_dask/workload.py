@@ -15,8 +15,8 @@ DECODED_BYTES = 256 * 2**20
 """What a process keeps of strips and tiles of compressed TIFFs, at most."""
 CUDA_BYTES = 2 * 2**30
 """What a process that uses a GPU needs on top."""
-GPU_SEATS = 3
-"""Regions at once in such a process: one is read and one written while the GPU computes another."""
+SEATS = 3
+"""Regions at once in a process, where there is memory: one is read and one written while another is computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +50,8 @@ class Workload:
         """A tile that covers a region, or the volume."""
         return tuple(min(r, n) for r, n in zip(self.region, self.shape, strict=True))
 
-    def worker_bytes(self, tile: Shape) -> int:
-        """Peak resident memory of one worker.
+    def worker_bytes(self, tile: Shape, seats: int = 1) -> int:
+        """Peak resident memory of one worker with so many regions at once, of which one is computed.
 
         The output exists as tiles and joined, then joined and encoded, then joined and read back: twice at any time.
         The input exists as read and with its mirrored faces.
@@ -60,8 +60,12 @@ class Workload:
         buffers = 2 * haloed * self.itemsize + 2 * self.output_bytes
         process = PROCESS_BYTES + self.kept_bytes
         if self.gpu_bytes is not None:
-            return process + CUDA_BYTES + GPU_SEATS * buffers
-        return process + buffers + self.tile_bytes(spatial_shape(self.axes, tile))
+            return process + CUDA_BYTES + seats * buffers
+        return process + seats * buffers + self.tile_bytes(spatial_shape(self.axes, tile))
+
+    def seats(self, tile: Shape, memory_bytes: int, most: int) -> int:
+        """Count the regions that fit into ``memory_bytes`` at once; one does, if the tile was chosen for that."""
+        return max([1, *(n for n in range(2, min(most, SEATS) + 1) if self.worker_bytes(tile, n) <= memory_bytes)])
 
     def fits(self, tile: Shape, memory_bytes: int) -> bool:
         """Say whether one worker gets along with ``memory_bytes``."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import threading
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -268,7 +269,6 @@ def _content_of(found: Location) -> bytes:
         raise ModelError(f"{found}: the model cannot be read ({error}). Copy it here anew.") from error
 
 
-@lru_cache(maxsize=2)
 def load_model_once(path: str, digest: str) -> Model:
     """Load a model once per process, and only if it is the one that was planned with.
 
@@ -277,6 +277,16 @@ def load_model_once(path: str, digest: str) -> Model:
     ModelError
         If the file has changed since.
     """
+    with _loading:
+        return _loaded(path, digest)
+
+
+_loading = threading.Lock()
+"""Regions of a process ask for it at the same time, and ``lru_cache`` would have each of them load it."""
+
+
+@lru_cache(maxsize=2)
+def _loaded(path: str, digest: str) -> Model:
     model = load_model(path)
     if model.digest != digest:
         raise ModelError(
