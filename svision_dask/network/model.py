@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from svision_dask.backend import CPU, Backend, compute_exactly
+from svision_dask.backend import CPU, Backend, compute_exactly, to_device, to_host
 from svision_dask.errors import ModelError, OutputError, UsageError
 from svision_dask.geometry import Shape
 from svision_dask.network.architecture import Architecture
@@ -130,14 +130,14 @@ class Model:
         if min(box) < 1:
             raise UsageError(f"box of {haloed.shape} voxels: with a halo of {self.halo} on each side, nothing is left.")
         with torch.inference_mode():
-            voxels = torch.from_numpy(np.ascontiguousarray(haloed, dtype=np.float32))[None, None].to(backend.device)
+            voxels = to_device(np.ascontiguousarray(haloed, dtype=np.float32), backend.device)[None, None]
             voxels = (voxels - constants.offset) / constants.scale
             for stage in self._stages_on(backend):
                 voxels = stage(voxels, one_pass=one_pass)
             # Not ``self.spare``: one pass of an axial stage leaves more.
             spare = tuple((n - f * b) // 2 for n, f, b in zip(voxels.shape[2:], self.factor, box, strict=True))
             voxels = trim(voxels, spare).mul_(constants.scale).add_(constants.offset)
-            return np.ascontiguousarray(voxels[0, 0].cpu().numpy())
+            return np.ascontiguousarray(to_host(voxels[0, 0]).numpy())
 
     def _stages_on(self, backend: Backend) -> tuple[Stage, ...]:
         """Copy the stages to where they are used, once."""
