@@ -14,7 +14,7 @@ from typing import Any
 
 from svision_dask.backend import CPU, Backend
 from svision_dask.codec import Codec, check_bytes, usual_codec
-from svision_dask.cutting import chunk_of, region_of
+from svision_dask.cutting import ENOUGH_REGIONS, chunk_of, region_of
 from svision_dask.degradation import Sampling
 from svision_dask.errors import PlanError
 from svision_dask.geometry import SPATIAL, Grid, Regions, Shape
@@ -49,7 +49,7 @@ class Plan:
     shard: Shape | None
     """Output voxels; none in OME-Zarr 0.4."""
     region: Shape
-    """Output voxels."""
+    """Output voxels; whole shards, or, where there are none, whole chunks."""
     version: Version
     """Of OME-Zarr."""
     dtype: str
@@ -192,14 +192,16 @@ def plan_enhancement(
     fine = coarse.finer(factor, sampling)
     _check_sizes(coarse, wishes)
     chunk = chunk_of(fine, wishes)
-    region = region_of(fine, factor, chunk, wishes)
-    what, unit = ("shards", region) if wishes.version == "0.5" else ("chunks", chunk)
+    shard = region_of(fine, factor, chunk, wishes)
+    what, unit = ("shards", shard) if wishes.version == "0.5" else ("chunks", chunk)
     check_bytes(what, unit, max(dtype_itemsize, MAP_ITEMSIZE if wishes.trust else 0))
+    region = tuple((wishes.region or {}).get(axis, n) for axis, n in zip(fine.axes, shard, strict=True))
     work = Workload(
         axes=coarse.axes,
         shape=coarse.shape,
         region=tuple(-(-r // f) for r, f in zip(region, factor, strict=True)),
         halo=_on_axes(coarse.axes, halo),
+        factor=factor,
         itemsize=itemsize,
         stored=stored,
         output_bytes=max(math.prod(region) * dtype_itemsize, _map_bytes(region, factor) if wishes.trust else 0),
@@ -212,6 +214,10 @@ def plan_enhancement(
     processes, tile = _share(work, wishes, machine, count=count)
     memory = _memory(wishes, machine, processes)
     seats = work.seats(tile, memory, min(wishes.seats or SEATS, -(-count // processes)))
+    if wishes.region is None:
+        larger = work.with_larger_regions(tile, memory, seats=seats, enough=ENOUGH_REGIONS * processes)
+        region = tuple(n * b // a for n, a, b in zip(region, work.region, larger.region, strict=True))
+        work = larger
     write_bytes = math.prod(fine.shape) * dtype_itemsize + (_map_bytes(fine.shape, factor) if wishes.trust else 0)
     _check_disk(write_bytes, machine.disk_free_bytes)
     return Plan(
@@ -221,7 +227,7 @@ def plan_enhancement(
         halo=work.halo,
         tile=tile,
         chunk=chunk,
-        shard=region if wishes.version == "0.5" else None,
+        shard=shard if wishes.version == "0.5" else None,
         region=region,
         version=wishes.version,
         dtype=dtype,
@@ -231,7 +237,7 @@ def plan_enhancement(
         worker_bytes=work.worker_bytes(tile, seats),
         memory_bytes=memory,
         redundancy=work.redundancy(tile),
-        input_bytes=math.prod(coarse.shape) * itemsize,
+        input_bytes=work.input_bytes,
         read_bytes=work.read_bytes(tile),
         write_bytes=write_bytes,
         disk_free_bytes=machine.disk_free_bytes,

@@ -40,6 +40,8 @@ class Wishes:
     """Output voxels of a chunk, by axis."""
     shard: Mapping[str, int] | None = None
     """Output voxels of a shard, by axis."""
+    region: Mapping[str, int] | None = None
+    """Output voxels of a region, by axis: whole shards."""
     workers: int | None = None
     """Processes, each of which computes one region at a time."""
     worker_memory_bytes: int | None = None

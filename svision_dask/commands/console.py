@@ -14,6 +14,7 @@ import click
 
 from svision_dask.backend import CPU
 from svision_dask.errors import SvisionError
+from svision_dask.workload import OFTEN
 
 if TYPE_CHECKING:
     from svision_dask.geometry import Grid
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from svision_dask.running.preflight import Crew
     from svision_dask.volume import Volume
 
-OFTEN = 4
-"""An input that is read more often than this, chunks and halos included, is worth a line."""
 SHOW_TRACEBACK = 2
 """How many -v it takes."""
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
