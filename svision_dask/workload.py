@@ -18,6 +18,8 @@ CUDA_BYTES = 2 * 2**30
 """What a process that uses a GPU needs on top."""
 OFTEN = 4
 """How often an input may be read as a whole before it is worth larger regions, or a word."""
+LITTLE_BYTES = 2**30
+"""Reading no more than that is not worth larger regions, however often it is the same."""
 SPARED = 0.8
 """What larger regions must leave of the reading, at most."""
 SEATS = 3
@@ -94,7 +96,7 @@ class Workload:
         where they are, so that no voxel changes.
         """
         work = self
-        while work.read_bytes(tile) > OFTEN * work.input_bytes:
+        while work.read_bytes(tile) > max(OFTEN * work.input_bytes, LITTLE_BYTES):
             larger = [
                 replace(
                     work, region=(*work.region[:i], 2 * r, *work.region[i + 1 :]), output_bytes=2 * work.output_bytes

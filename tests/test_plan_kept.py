@@ -11,6 +11,7 @@ import pytest
 from zarr.abc.store import SuffixByteRequest
 from zarr.storage import _local
 
+from svision_dask import workload
 from svision_dask.codec import Codec
 from svision_dask.geometry import Grid, Shape
 from svision_dask.network.model import Model
@@ -133,7 +134,8 @@ def test_what_a_store_is_asked_for_is_what_the_plan_says(chunk, shard, lengths, 
     assert plan.times_read > 2
 
 
-def test_regions_of_several_shards_read_chunks_less_often_and_make_the_same_voxels(tmp_path, served):
+def test_regions_of_several_shards_read_chunks_less_often_and_make_the_same_voxels(tmp_path, served, monkeypatch):
+    monkeypatch.setattr(workload, "LITTLE_BYTES", 0)
     volume, model = stored_volume(tmp_path / "in.zarr", (32, 64, 96), (32, 32, 32)), tiny((2, 2, 2))
     asked = Wishes(shard=dict.fromkeys("zyx", 32), chunk=dict.fromkeys("zyx", 32), workers=1)
     made, read, plans = [], [], []
