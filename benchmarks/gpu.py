@@ -23,8 +23,9 @@ import zarr
 from environment import environment
 from memory import ramp_volume, small_model
 from rows import RESULTS
+from tiles import measure as measure_tiles
 
-from svision_dask.backend import PRECISIONS, Backend, Device
+from svision_dask.backend import PRECISIONS, Backend, Device, to_device, to_host
 from svision_dask.geometry import Grid
 from svision_dask.metrics import psnr
 from svision_dask.network.architecture import PRESETS
@@ -151,6 +152,36 @@ def speed(preset: Any, side: int, device: Device) -> list[Row]:
     return rows
 
 
+def copies(side: int, device: Device) -> list[Row]:
+    """Time a tile on its way to the device and its result on the way back, through pinned memory and without."""
+    coarse, fine = (np.ones((n,) * 3, np.float32) for n in (side, 2 * side))
+    computed = torch.from_numpy(fine).to(device)
+    ways: dict[str, Callable[[], Any]] = {
+        "pinned": lambda: (to_device(coarse, device), to_host(computed)),
+        "pageable": lambda: (torch.from_numpy(coarse).to(device), computed.cpu()),
+    }
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(REPEATS + 1):
+        for way, copy in ways.items():
+            synchronise(device)
+            started = time.perf_counter()
+            copy()
+            synchronise(device)
+            times[way].append(time.perf_counter() - started)
+    return [
+        Row(f"tile of {side}³ to {device} and its result back, {way}, milliseconds", 1000 * statistics.median(each[1:]))
+        for way, each in times.items()
+    ]
+
+
+def tiles(preset: Any, side: int, device: Device) -> list[Row]:
+    """Compare smaller tiles with the largest, which the plan takes."""
+    return [
+        Row(f"{preset}, tile of {'×'.join(map(str, row['tile']))}, speed against the largest", row["of the first"])
+        for row in measure_tiles(preset, side, device)[1:]
+    ]
+
+
 def whole(shape: tuple[int, ...], device: Device, folder: Path, tile: int) -> list[Row]:
     """OME-Zarr of a volume larger than a worker's memory, on one worker and on two; equal to the processor's."""
     volume, model = ramp_volume(shape, "uint16"), small_model((2, 2, 2), "zyx", "fast")
@@ -162,7 +193,7 @@ def whole(shape: tuple[int, ...], device: Device, folder: Path, tile: int) -> li
         wishes = Wishes(tile=dict.fromkeys("zyx", tile), device=where, precision="float32", workers=workers)
         plan = plan_volume(volume, model.architecture, wishes=wishes, machine=machine)
         gpus = [str(n % torch.cuda.device_count()) for n in range(workers)] if where == "cuda" else []
-        with local_client(workers=workers, memory_bytes=plan.memory_bytes, gpus=gpus) as client:
+        with local_client(workers=workers, memory_bytes=plan.memory_bytes, seats=plan.seats, gpus=gpus) as client:
             started = time.perf_counter()
             output = folder / f"{name}.zarr"
             enhance_to_zarr(volume, output, model=model, plan=plan, client=client)
@@ -190,6 +221,8 @@ def measure(device: Device, small: bool, folder: Path) -> list[Row]:
         lambda: seams(model, crop, device),
         lambda: memory(model, side, device),
         *[lambda preset=preset: speed(preset, side if preset != "paper" else side // 2, device) for preset in PRESETS],
+        *[lambda preset=preset: tiles(preset, side if preset != "paper" else side // 2, device) for preset in PRESETS],
+        lambda: copies(side, device),
         lambda: learning(volume, truth, device, 30 if small else None),
         lambda: whole((64, 96, 96) if small else (256, 512, 512), device, folder, 32 if small else 128),
     ]

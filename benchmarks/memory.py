@@ -71,13 +71,15 @@ def peak_bytes() -> int:
 def measure(volume: Volume, model: Model, wishes: Wishes, *, dtype: str = "same") -> dict[str, Any]:
     """Enhance ``volume`` on one fresh worker; returns planned and measured peak in bytes."""
     plan = plan_volume(volume, model.architecture, dtype=dtype, wishes=wishes, machine=replace(this_machine(), cores=1))
-    with tempfile.TemporaryDirectory() as folder, local_client(workers=1, memory_bytes=plan.memory_bytes) as client:
+    own = {"workers": 1, "memory_bytes": plan.memory_bytes, "seats": plan.seats}
+    with tempfile.TemporaryDirectory() as folder, local_client(**own) as client:
         enhance_to_zarr(volume, Path(folder) / "out.ome.zarr", model=model, plan=plan, client=client)
         measured = max(client.run(peak_bytes).values())
     return {
         "tile": plan.tile,
         "region": plan.region,
         "halo": plan.halo,
+        "seats": plan.seats,
         "planned": plan.worker_bytes,
         "measured": measured,
         "limit": plan.memory_bytes,

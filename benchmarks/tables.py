@@ -1,4 +1,4 @@
-"""Tables of docs/results.md and docs/interchange.md, between markers, made of ``benchmarks/results/``.
+"""Tables of the pages results, interchange and performance, between markers, made of ``benchmarks/results/``.
 
 Run ``python benchmarks/tables.py`` after a benchmark, or ``python benchmarks/page.py``, which does it too.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = tuple(ROOT / "docs" / f"{name}.md" for name in ("results", "interchange"))
+PAGES = tuple(ROOT / "docs" / f"{name}.md" for name in ("results", "interchange", "performance"))
 MARKED = re.compile(r"(<!-- made by benchmarks/tables\.py: (\w+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 _METHODS = ("cubic", "cubic + BP", "best")
@@ -129,6 +129,14 @@ def _interchange() -> Iterator[str]:
         yield f"| {row['model']} | {'×'.join(map(str, row['halo']))} | {off} |"
 
 
+def _tiles() -> Iterator[str]:
+    """Set the speed of smaller tiles beside that of the largest."""
+    yield from ("| preset | tile, in coarse voxels | fine voxels per second, of those of the first |", "|---|---|---|")
+    for preset, rows in _read("tiles")["found"].items():
+        for row in rows:
+            yield f"| {preset} | {'×'.join(map(str, row['tile']))} | {row['of the first']:.2f} |"
+
+
 TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "demo": _demo,
     "gains": _gains,
@@ -136,6 +144,7 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "soak": _soak,
     "memory": _memory,
     "interchange": _interchange,
+    "tiles": _tiles,
 }
 
 

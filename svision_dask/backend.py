@@ -7,9 +7,13 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from svision_dask.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
 
 Device = Literal["cpu", "cuda"]
 DEVICES: tuple[Device, ...] = ("cpu", "cuda")
@@ -94,6 +98,28 @@ def compute_exactly() -> None:
     import torch
 
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+
+
+def to_device(voxels: npt.NDArray[Any], device: Device) -> torch.Tensor:
+    """Hand voxels to what computes; a GPU fetches them by itself, from memory that stays where it is."""
+    import torch
+
+    tensor = torch.from_numpy(voxels)
+    return tensor if device == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def to_host(computed: torch.Tensor) -> torch.Tensor:
+    """Bring a result to the memory of the process; it is there, to be read, when this returns."""
+    import torch
+
+    if not computed.is_cuda:
+        return computed
+    return torch.empty(computed.shape, dtype=computed.dtype, pin_memory=True).copy_(computed)  # waits for the copy
+
+
+def pinned_bytes(*arrays: int) -> int:
+    """Say what torch takes for arrays of so many bytes that a GPU copies: powers of two, which it keeps."""
+    return sum(1 << (size - 1).bit_length() for size in arrays)
 
 
 def share_of_gpu(free_bytes: Iterable[int]) -> int:

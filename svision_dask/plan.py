@@ -14,19 +14,14 @@ from typing import Any
 
 from svision_dask.backend import CPU, Backend
 from svision_dask.codec import Codec, check_bytes, usual_codec
+from svision_dask.cutting import ENOUGH_REGIONS, chunk_of, region_of
 from svision_dask.degradation import Sampling
 from svision_dask.errors import PlanError
 from svision_dask.geometry import SPATIAL, Grid, Regions, Shape
 from svision_dask.notebook import html_table, per_axis
 from svision_dask.wishes import Machine, Pyramid, Version, Wishes
-from svision_dask.workload import Workload
+from svision_dask.workload import SEATS, Workload
 
-CHUNK = {2: 1024, 3: 64}
-"""Output voxels per spatial axis of one chunk, for planes and for volumes."""
-SHARD = {2: 4096, 3: 256}
-"""Output voxels per spatial axis of one shard; 64 MiB of float32."""
-ENOUGH_REGIONS = 8
-"""Smaller volumes get smaller shards, so that there is work for several workers."""
 ENOUGH_MEMORY = 1.25
 """More processes with smaller tiles are preferred to fewer with larger ones, up to so many times the work per core."""
 MAP_ITEMSIZE = 4
@@ -54,15 +49,17 @@ class Plan:
     shard: Shape | None
     """Output voxels; none in OME-Zarr 0.4."""
     region: Shape
-    """Output voxels."""
+    """Output voxels; whole shards, or, where there are none, whole chunks."""
     version: Version
     """Of OME-Zarr."""
     dtype: str
     """Of the output's voxels."""
     workers: int
-    """Processes, each with one region at a time."""
+    """Processes, each of which computes one region at a time."""
     threads: int
     """torch threads in each."""
+    seats: int
+    """Regions in the memory of each at once: while one is computed, others are read and written."""
     worker_bytes: int
     """Peak resident memory of one worker."""
     memory_bytes: int
@@ -128,6 +125,7 @@ class Plan:
             "redundant_compute_percent": round(100 * (self.redundancy - 1), 1),
             "workers": self.workers,
             "threads_per_worker": self.threads,
+            "regions_at_once_per_worker": self.seats,
             "worker_bytes": self.worker_bytes,
             "memory_bytes": self.memory_bytes,
             "input_bytes": self.input_bytes,
@@ -193,15 +191,17 @@ def plan_enhancement(
         raise PlanError("shards: OME-Zarr 0.4 has none. Use --ome-zarr-version 0.5, or leave out --shards.")
     fine = coarse.finer(factor, sampling)
     _check_sizes(coarse, wishes)
-    chunk = _chunk(fine, wishes)
-    region = _region(fine, factor, chunk, wishes)
-    what, unit = ("shards", region) if wishes.version == "0.5" else ("chunks", chunk)
+    chunk = chunk_of(fine, wishes)
+    shard = region_of(fine, factor, chunk, wishes)
+    what, unit = ("shards", shard) if wishes.version == "0.5" else ("chunks", chunk)
     check_bytes(what, unit, max(dtype_itemsize, MAP_ITEMSIZE if wishes.trust else 0))
+    region = tuple((wishes.region or {}).get(axis, n) for axis, n in zip(fine.axes, shard, strict=True))
     work = Workload(
         axes=coarse.axes,
         shape=coarse.shape,
         region=tuple(-(-r // f) for r, f in zip(region, factor, strict=True)),
         halo=_on_axes(coarse.axes, halo),
+        factor=factor,
         itemsize=itemsize,
         stored=stored,
         output_bytes=max(math.prod(region) * dtype_itemsize, _map_bytes(region, factor) if wishes.trust else 0),
@@ -210,7 +210,14 @@ def plan_enhancement(
         kept_bytes=kept_bytes,
         margin=_on_axes(coarse.axes, margin) if wishes.trust else None,
     )
-    processes, tile = _share(work, wishes, machine, count=len(Regions(shape=fine.shape, unit=region)))
+    count = len(Regions(shape=fine.shape, unit=region))
+    processes, tile = _share(work, wishes, machine, count=count)
+    memory = _memory(wishes, machine, processes)
+    seats = work.seats(tile, memory, min(wishes.seats or SEATS, -(-count // processes)))
+    if wishes.region is None:
+        larger = work.with_larger_regions(tile, memory, seats=seats, enough=ENOUGH_REGIONS * processes)
+        region = tuple(n * b // a for n, a, b in zip(region, work.region, larger.region, strict=True))
+        work = larger
     write_bytes = math.prod(fine.shape) * dtype_itemsize + (_map_bytes(fine.shape, factor) if wishes.trust else 0)
     _check_disk(write_bytes, machine.disk_free_bytes)
     return Plan(
@@ -220,16 +227,17 @@ def plan_enhancement(
         halo=work.halo,
         tile=tile,
         chunk=chunk,
-        shard=region if wishes.version == "0.5" else None,
+        shard=shard if wishes.version == "0.5" else None,
         region=region,
         version=wishes.version,
         dtype=dtype,
         workers=processes,
         threads=_threads(wishes, machine, processes),
-        worker_bytes=work.worker_bytes(tile),
-        memory_bytes=_memory(wishes, machine, processes),
+        seats=seats,
+        worker_bytes=work.worker_bytes(tile, seats),
+        memory_bytes=memory,
         redundancy=work.redundancy(tile),
-        input_bytes=math.prod(coarse.shape) * itemsize,
+        input_bytes=work.input_bytes,
         read_bytes=work.read_bytes(tile),
         write_bytes=write_bytes,
         disk_free_bytes=machine.disk_free_bytes,
@@ -282,47 +290,6 @@ def _check_disk(write_bytes: int, free_bytes: int | None) -> None:
             f"the output has {write_bytes / 2**30:.1f} GiB before compression; the disk has "
             f"{free_bytes / 2**30:.1f} GiB free. Choose another disk or a smaller --factor."
         )
-
-
-def _chunk(fine: Grid, wishes: Wishes) -> Shape:
-    default = CHUNK[len(fine.spatial)]
-    chunk, shard = wishes.chunk or {}, wishes.shard or {}
-    return tuple(
-        min(chunk.get(axis, min(default, shard.get(axis, default))), n) if axis in SPATIAL else 1
-        for axis, n in zip(fine.axes, fine.shape, strict=True)
-    )
-
-
-def _region(fine: Grid, factor: Shape, chunk: Shape, wishes: Wishes) -> Shape:
-    """Whole chunks, and whole coarse voxels, per region; the last of an axis ends with the volume."""
-    given = wishes.shard or {}
-    region, units = [], []
-    for axis, n, c, f in zip(fine.axes, fine.shape, chunk, factor, strict=True):
-        unit = math.lcm(c, f) if c < n else c
-        length = SHARD[len(fine.spatial)] if axis in SPATIAL else 1
-        if axis not in SPATIAL and given.get(axis, 1) > 1:
-            raise PlanError(f"axis {axis}: a shard holds one channel and time point. Leave {axis} out of --shards.")
-        r = min(given.get(axis, unit * max(1, length // unit)), -(-n // c) * c)
-        if r % c or (r % f and r < n):
-            raise PlanError(
-                f"axis {axis}: shards of {r} voxels and chunks of {c}; a shard must be a multiple of the chunk and of "
-                f"the factor {f}. Use --shards {axis}={max(1, r // unit) * unit}."
-            )
-        region.append(r)
-        units.append(r if axis in given else unit)
-    return _enough_regions(fine.shape, region, units)
-
-
-def _enough_regions(shape: Shape, region: Sequence[int], units: Sequence[int]) -> Shape:
-    """Halve the longest side of the regions, in ``units``, until there is work for several workers."""
-    shrunk = list(region)
-    while len(Regions(shape=shape, unit=tuple(shrunk))) < ENOUGH_REGIONS:
-        divisible = [i for i, unit in enumerate(units) if shrunk[i] > unit]
-        if not divisible:
-            break
-        longest = max(divisible, key=lambda i: shrunk[i])
-        shrunk[longest] = units[longest] * -(-shrunk[longest] // (2 * units[longest]))
-    return tuple(shrunk)
 
 
 def _share(work: Workload, wishes: Wishes, machine: Machine, *, count: int) -> tuple[int, Shape]:

@@ -40,12 +40,16 @@ class Wishes:
     """Output voxels of a chunk, by axis."""
     shard: Mapping[str, int] | None = None
     """Output voxels of a shard, by axis."""
+    region: Mapping[str, int] | None = None
+    """Output voxels of a region, by axis: whole shards."""
     workers: int | None = None
-    """Processes, each with one region at a time."""
+    """Processes, each of which computes one region at a time."""
     worker_memory_bytes: int | None = None
     """Of each process."""
     threads: int | None = None
     """For torch, in each process."""
+    seats: int | None = None
+    """Regions in the memory of each process at once, at most."""
     device: Device | None = None
     """Which computes: the processor, or GPUs."""
     precision: Precision | None = None

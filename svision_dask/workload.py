@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from svision_dask.geometry import Shape, spatial_shape
+from svision_dask.backend import pinned_bytes
+from svision_dask.geometry import SPATIAL, Shape, spatial_shape
 
 PROCESS_BYTES = 440 * 2**20
 """Resident memory of a worker before its first region: the interpreter, dask, zarr and torch."""
@@ -15,8 +16,14 @@ DECODED_BYTES = 256 * 2**20
 """What a process keeps of strips and tiles of compressed TIFFs, at most."""
 CUDA_BYTES = 2 * 2**30
 """What a process that uses a GPU needs on top."""
-GPU_SEATS = 3
-"""Regions at once in such a process: one is read and one written while the GPU computes another."""
+OFTEN = 4
+"""How often an input may be read as a whole before it is worth larger regions, or a word."""
+LITTLE_BYTES = 2**30
+"""Reading no more than that is not worth larger regions, however often it is the same."""
+SPARED = 0.8
+"""What larger regions must leave of the reading, at most."""
+SEATS = 3
+"""Regions at once in a process, where there is memory: one is read and one written while another is computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +37,8 @@ class Workload:
     """At the volume's end it is cut off."""
     halo: Shape
     """Per side."""
+    factor: Shape
+    """How many times finer the output is."""
     itemsize: int
     """Bytes of a coarse voxel as it is read."""
     stored: Shape | None = None
@@ -46,12 +55,17 @@ class Workload:
     """Coarse voxels per side beyond the halo, if each region is read once more to judge what was made of it."""
 
     @property
+    def input_bytes(self) -> int:
+        """Voxel data of the volume."""
+        return math.prod(self.shape) * self.itemsize
+
+    @property
     def region_tile(self) -> Shape:
         """A tile that covers a region, or the volume."""
         return tuple(min(r, n) for r, n in zip(self.region, self.shape, strict=True))
 
-    def worker_bytes(self, tile: Shape) -> int:
-        """Peak resident memory of one worker.
+    def worker_bytes(self, tile: Shape, seats: int = 1) -> int:
+        """Peak resident memory of one worker with so many regions at once, of which one is computed.
 
         The output exists as tiles and joined, then joined and encoded, then joined and read back: twice at any time.
         The input exists as read and with its mirrored faces.
@@ -60,8 +74,12 @@ class Workload:
         buffers = 2 * haloed * self.itemsize + 2 * self.output_bytes
         process = PROCESS_BYTES + self.kept_bytes
         if self.gpu_bytes is not None:
-            return process + CUDA_BYTES + GPU_SEATS * buffers
-        return process + buffers + self.tile_bytes(spatial_shape(self.axes, tile))
+            return process + CUDA_BYTES + seats * (buffers + self._pinned_bytes(tile))
+        return process + seats * buffers + self.tile_bytes(spatial_shape(self.axes, tile))
+
+    def seats(self, tile: Shape, memory_bytes: int, most: int) -> int:
+        """Count the regions that fit into ``memory_bytes`` at once; one does, if the tile was chosen for that."""
+        return max([1, *(n for n in range(2, min(most, SEATS) + 1) if self.worker_bytes(tile, n) <= memory_bytes)])
 
     def fits(self, tile: Shape, memory_bytes: int) -> bool:
         """Say whether one worker gets along with ``memory_bytes``."""
@@ -70,6 +88,33 @@ class Workload:
             return on_gpu and self.worker_bytes(tile) <= memory_bytes
         except ValueError:
             return False
+
+    def with_larger_regions(self, tile: Shape, memory_bytes: int, *, seats: int, enough: int) -> Workload:
+        """Double regions, one axis after the other, where the same chunks of the input are read again and again.
+
+        As long as that spares a fifth of the reading, ``seats`` of them fit, and there are ``enough``. The tiles stay
+        where they are, so that no voxel changes.
+        """
+        work = self
+        while work.read_bytes(tile) > max(OFTEN * work.input_bytes, LITTLE_BYTES):
+            larger = [
+                replace(
+                    work, region=(*work.region[:i], 2 * r, *work.region[i + 1 :]), output_bytes=2 * work.output_bytes
+                )
+                for i, (axis, r, n, t) in enumerate(zip(work.axes, work.region, work.shape, tile, strict=True))
+                if axis in SPATIAL and r < n and r % t == 0
+            ]
+            possible = [
+                each
+                for each in larger
+                if each.worker_bytes(tile, seats) <= memory_bytes
+                and math.prod(-(-n // r) for n, r in zip(each.shape, each.region, strict=True)) >= enough
+            ]
+            best = min(possible, key=lambda each: each.read_bytes(tile), default=work)
+            if best.read_bytes(tile) > SPARED * work.read_bytes(tile):
+                break
+            work = best
+        return work
 
     def redundancy(self, tile: Shape) -> float:
         """Coarse voxels that enter forward passes, per coarse voxel of the volume."""
@@ -86,6 +131,11 @@ class Workload:
         return self.itemsize * sum(
             math.prod(map(_read_along_axis, self.shape, self.region, tile, halo, stored)) for halo in halos
         )
+
+    def _pinned_bytes(self, tile: Shape) -> int:
+        """Memory of the process that a GPU copies a tile from, and its result to, in single precision."""
+        haloed = math.prod(t + 2 * h for t, h in zip(tile, self._widest, strict=True))
+        return pinned_bytes(4 * haloed, 4 * math.prod(tile) * math.prod(self.factor))
 
     @property
     def _widest(self) -> Shape:

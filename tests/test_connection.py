@@ -30,7 +30,7 @@ from svision_dask.running.pipeline import enhance_to_zarr
 from svision_dask.running.preflight import PACKAGES, Crew, Worker, inspect_workers, versions_here
 from svision_dask.running.trial import Trial, attempt
 from svision_dask.wishes import Machine, Wishes
-from svision_dask.workload import GPU_SEATS
+from svision_dask.workload import SEATS
 from tests.commands import run, textured, write_tiff
 
 pytestmark = pytest.mark.faults
@@ -307,10 +307,10 @@ def test_gpus_of_this_machine_get_a_process_each():
 
 def test_processes_get_those_gpus_that_this_one_may_use(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5a")
-    with local_client(workers=2, memory_bytes=2**30, gpus=("0", "1")) as client:
+    with local_client(workers=2, memory_bytes=2**30, seats=SEATS, gpus=("0", "1")) as client:
         seen = client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
         assert sorted(seen.values()) == ["3", "GPU-5a"]
-        assert set(client.nthreads().values()) == {GPU_SEATS}
+        assert set(client.nthreads().values()) == {SEATS}
 
 
 def test_options_of_a_slurm_job_are_put_into_its_terms():

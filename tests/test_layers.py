@@ -32,7 +32,7 @@ ENTRANCES = {"__init__", "__main__"}
 """These hand out what is below them, so that they stand above all folders."""
 
 LIBRARIES = {
-    "backend": {"torch"},
+    "backend": {"numpy", "torch"},
     "commands/cli": {"click"},
     "commands/compare": {"click"},
     "commands/console": {"click"},

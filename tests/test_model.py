@@ -5,6 +5,7 @@ import json
 import pickle
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from safetensors.torch import load, save
 
 from svision_dask.errors import ModelError, OutputError, UsageError
 from svision_dask.network.architecture import architecture
-from svision_dask.network.model import MAX_BYTES, Model, Normalisation, load_model, load_model_once
+from svision_dask.network.model import MAX_BYTES, Model, Normalisation, _loaded, load_model, load_model_once
 from svision_dask.network.stage import Stage
 from svision_dask.volume import mirror_pad
 from tests.models import fast, tiny, untrained
@@ -145,9 +146,26 @@ def test_a_model_loaded_for_a_plan_must_be_the_one_it_was_planned_with(tmp_path)
     digest = fast((2, 2, 2)).digest
     assert load_model_once(str(path), digest) is load_model_once(str(path), digest)
     fast((1, 2, 2)).save(path)
-    load_model_once.cache_clear()
+    _loaded.cache_clear()
     with pytest.raises(ModelError, match="has changed since the plan was made"):
         load_model_once(str(path), digest)
+
+
+def test_a_process_loads_a_model_once_however_many_of_its_regions_ask_at_the_same_time(tmp_path):
+    path, digest = str(fast((2, 2, 2)).save(tmp_path / "model.safetensors")), fast((2, 2, 2)).digest
+    together, found = threading.Barrier(8), []
+
+    def ask() -> None:
+        together.wait(10)
+        found.append(load_model_once(path, digest))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert len(found) == 8
+    assert len({id(each) for each in found}) == 1
 
 
 SAVE_ON_A_SMALL_DISK = """

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from svision_dask.cutting import ENOUGH_REGIONS
 from svision_dask.errors import PlanError
-from svision_dask.geometry import SPATIAL, Grid
+from svision_dask.geometry import SPATIAL, Grid, Regions
 from svision_dask.network.architecture import architecture
-from svision_dask.plan import ENOUGH_REGIONS, Plan, Regions, largest_tile, plan_enhancement, tile_chunks
+from svision_dask.plan import Plan, largest_tile, plan_enhancement, tile_chunks
 from svision_dask.volume import Volume, read_mirrored
 from svision_dask.wishes import Machine, Wishes
-from svision_dask.workload import PROCESS_BYTES
+from svision_dask.workload import PROCESS_BYTES, SEATS
 
 GIB = 2**30
 BYTES_PER_VOXEL = 97
@@ -288,6 +289,38 @@ def test_where_memory_is_short_fewer_processes_share_it_and_the_cores():
     assert plan_of("zyx", shape, machine=Machine(cores=16, memory_bytes=64 * GIB)).workers == 16
     with pytest.raises(PlanError, match="it may use 384 MiB"):
         plan_of("zyx", shape, machine=Machine(cores=16, memory_bytes=6 * GIB), wishes=Wishes(workers=16))
+
+
+def test_a_worker_holds_several_regions_where_there_is_memory_and_its_tile_is_the_same():
+    def plan(memory: int, **wishes: int) -> Plan:
+        return plan_of("zyx", (500, 500, 500), machine=Machine(cores=1, memory_bytes=memory), wishes=Wishes(**wishes))
+
+    roomy, single = plan(64 * GIB), plan(64 * GIB, seats=1)
+    assert (roomy.seats, single.seats) == (SEATS, 1)
+    buffers = (roomy.worker_bytes - single.worker_bytes) // (SEATS - 1)
+    assert buffers >= 2 * 256**3 * 4  # the output twice
+    for memory, seats in ((single.worker_bytes, 1), (single.worker_bytes + buffers, 2)):
+        short = plan(memory)
+        assert (short.seats, short.tile, short.worker_bytes) == (seats, single.tile, memory)
+    assert plan_of("zyx", (50, 50, 50), wishes=Wishes(shard=dict.fromkeys("zyx", 128))).seats == 1  # the only region
+
+
+def test_regions_grow_where_that_spares_reading_as_far_as_memory_and_work_for_all_allow():
+    shard = dict.fromkeys("zyx", 256)
+
+    def plan(memory: int, size: int = 2000, **wishes: object) -> Plan:
+        asked, machine = Wishes(shard=shard, **wishes), Machine(cores=2, memory_bytes=memory)
+        return plan_of("zyx", (size,) * 3, stored=(128, 128, 128), machine=machine, wishes=asked)
+
+    fixed, grown = plan(64 * GIB, region=shard), plan(64 * GIB)
+    assert (fixed.region, fixed.shard) == (fixed.shard, grown.shard) == ((256, 256, 256),) * 2
+    assert fixed.times_read > 20
+    assert grown.times_read < fixed.times_read / 3
+    assert all(r % s == 0 for r, s in zip(grown.region, grown.shard, strict=True))
+    assert (grown.tile, grown.redundancy, grown.seats) == (fixed.tile, fixed.redundancy, fixed.seats)
+    assert fixed.worker_bytes < grown.worker_bytes <= grown.memory_bytes
+    assert plan(2 * fixed.worker_bytes).region == fixed.region
+    assert len(plan(64 * GIB, size=500).regions) >= 2 * ENOUGH_REGIONS
 
 
 def test_workers_of_a_given_memory_are_as_many_as_fit():

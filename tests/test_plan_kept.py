@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from zarr.abc.store import SuffixByteRequest
 from zarr.storage import _local
 
+from svision_dask import workload
 from svision_dask.codec import Codec
-from svision_dask.geometry import Grid
+from svision_dask.geometry import Grid, Shape
 from svision_dask.network.model import Model
 from svision_dask.omezarr.write import create_store, open_level, publish
 from svision_dask.opening.formats import open_volume
+from svision_dask.plan import Plan
 from svision_dask.running.pipeline import plan_volume
 from svision_dask.running.regions import EnhanceTask
 from svision_dask.volume import Volume
@@ -74,6 +78,42 @@ def test_what_is_read_and_computed_is_what_the_plan_says(shape, shard, tile, tmp
     assert sum(computed) == pytest.approx(plan.redundancy * math.prod(shape))
 
 
+@pytest.fixture
+def served(tmp_path, monkeypatch) -> list[int]:
+    """Bytes of every chunk that is read from below ``in.zarr``."""
+    sizes, get = [], _local._get
+
+    def counted(file, prototype, byte_range):
+        content = get(file, prototype, byte_range)
+        index = isinstance(byte_range, SuffixByteRequest)  # of a shard
+        if file.is_relative_to(tmp_path / "in.zarr") and file.name.isdigit() and not index:
+            sizes.append(len(content))
+        return content
+
+    monkeypatch.setattr(_local, "_get", counted)  # the one place where zarr, of any version, reads a file
+    return sizes
+
+
+def stored_volume(path: Path, shape: Shape, chunk: Shape, shard: Shape | None = None) -> Volume:
+    """Store noise."""
+    grid = Grid(axes="zyx", shape=shape, spacing=(1.0,) * 3, origin=(0.0,) * 3, units=(None,) * 3)
+    # Without compression, what is stored of voxels is their bytes, and a checksum.
+    create_store(path, [grid], dtype="u2", chunks=chunk, shards=shard, codec=Codec("none", 0), attributes={})
+    open_level(path, 0, "r+")[...] = np.random.default_rng(0).integers(1, 1000, grid.shape)
+    publish(path, [grid], name="in", channels=(), version="0.5", attributes={})
+    return open_volume(path)
+
+
+def make_regions(volume: Volume, model: Model, plan: Plan, output: Path) -> np.ndarray:
+    """Make all regions, one after the other; returns the fine voxels."""
+    create_store(output, [plan.fine], dtype="u2", chunks=plan.chunk, shards=plan.shard, attributes={})
+    path = model.save(output.with_name("model.safetensors"))
+    task = EnhanceTask(volume=volume, model_path=str(path), model_digest=model.digest, output=str(output), plan=plan)
+    for region in plan.regions:
+        task(region)
+    return open_level(output, 0)[...]
+
+
 @pytest.mark.parametrize(
     ("chunk", "shard", "lengths"),
     [
@@ -83,35 +123,31 @@ def test_what_is_read_and_computed_is_what_the_plan_says(shape, shard, tile, tmp
         ((48, 64, 48), None, (48, 64, 48)),
     ],
 )
-def test_what_a_store_is_asked_for_is_what_the_plan_says(chunk, shard, lengths, tmp_path, monkeypatch):
+def test_what_a_store_is_asked_for_is_what_the_plan_says(chunk, shard, lengths, tmp_path, served):
     if shard and hasattr(_local.LocalStore, "get_ranges_sync"):
         pytest.skip("this zarr reads several parts of a shard at once, and nothing counts them")
-    grid = Grid(axes="zyx", shape=(48, 64, 48), spacing=(1.0,) * 3, origin=(0.0,) * 3, units=(None,) * 3)
-    path = tmp_path / "in.zarr"
-    # Without compression, what is stored of voxels is their bytes, and a checksum.
-    create_store(path, [grid], dtype="u2", chunks=chunk, shards=shard, codec=Codec("none", 0), attributes={})
-    open_level(path, 0, "r+")[...] = np.random.default_rng(0).integers(1, 1000, grid.shape)
-    publish(path, [grid], name="in", channels=(), version="0.5", attributes={})
-    volume, model, served, get = open_volume(path), tiny((2, 2, 2)), [], _local._get
+    volume, model = stored_volume(tmp_path / "in.zarr", (48, 64, 48), chunk, shard), tiny((2, 2, 2))
     named = dict(zip("zyx", lengths, strict=True))
     plan = plan_volume(volume, model.architecture, wishes=Wishes(shard=named, chunk=named, workers=1), machine=MACHINE)
-
-    def counted(file, prototype, byte_range):
-        content = get(file, prototype, byte_range)
-        if file.is_relative_to(path) and file.name.isdigit() and not isinstance(byte_range, SuffixByteRequest):
-            served.append(len(content))  # but for the index of a shard
-        return content
-
-    monkeypatch.setattr(_local, "_get", counted)  # the one place where zarr, of any version, reads a file
-    create_store(tmp_path / "fine.zarr", [plan.fine], dtype="u2", chunks=plan.chunk, shards=plan.shard, attributes={})
-    task = EnhanceTask(
-        volume=volume,
-        model_path=str(model.save(tmp_path / "model.safetensors")),
-        model_digest=model.digest,
-        output=str(tmp_path / "fine.zarr"),
-        plan=plan,
-    )
-    for region in plan.regions:
-        task(region)
+    make_regions(volume, model, plan, tmp_path / "fine.zarr")
     assert plan.read_bytes == pytest.approx(sum(served), rel=0.01)
     assert plan.times_read > 2
+
+
+def test_regions_of_several_shards_read_chunks_less_often_and_make_the_same_voxels(tmp_path, served, monkeypatch):
+    monkeypatch.setattr(workload, "LITTLE_BYTES", 0)
+    volume, model = stored_volume(tmp_path / "in.zarr", (32, 64, 96), (32, 32, 32)), tiny((2, 2, 2))
+    asked = Wishes(shard=dict.fromkeys("zyx", 32), chunk=dict.fromkeys("zyx", 32), workers=1)
+    made, read, plans = [], [], []
+    for name, region in (("small", asked.shard), ("large", None)):
+        served.clear()
+        plans.append(plan_volume(volume, model.architecture, wishes=replace(asked, region=region), machine=MACHINE))
+        made.append(make_regions(volume, model, plans[-1], tmp_path / f"{name}.zarr"))
+        read.append(sum(served))
+    small, large = plans
+    assert (small.shard, small.tile, small.redundancy) == (large.shard, large.tile, large.redundancy)
+    assert small.region == small.shard
+    assert math.prod(large.region) > math.prod(large.shard)
+    assert [plan.read_bytes for plan in plans] == pytest.approx(read, rel=0.01)
+    assert read[1] < read[0] / 2
+    np.testing.assert_array_equal(*made)

@@ -12,6 +12,7 @@ import click
 from svision_dask.backend import CPU
 from svision_dask.commands.signals import SIGNALS, Interrupted, interruptible
 from svision_dask.errors import SvisionError
+from svision_dask.workload import OFTEN
 
 if TYPE_CHECKING:
     from svision_dask.geometry import Grid
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from svision_dask.running.preflight import Crew
     from svision_dask.volume import Volume
 
-OFTEN = 4
-"""An input that is read more often than this, chunks and halos included, is worth a line."""
 SHOW_TRACEBACK = 2
 """How many -v it takes."""
 

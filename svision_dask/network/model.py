@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import threading
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from svision_dask.backend import CPU, Backend, compute_exactly
+from svision_dask.backend import CPU, Backend, compute_exactly, to_device, to_host
 from svision_dask.errors import ModelError, OutputError, UsageError
 from svision_dask.geometry import Shape
 from svision_dask.network.architecture import Architecture
@@ -129,14 +130,14 @@ class Model:
         if min(box) < 1:
             raise UsageError(f"box of {haloed.shape} voxels: with a halo of {self.halo} on each side, nothing is left.")
         with torch.inference_mode():
-            voxels = torch.from_numpy(np.ascontiguousarray(haloed, dtype=np.float32))[None, None].to(backend.device)
+            voxels = to_device(np.ascontiguousarray(haloed, dtype=np.float32), backend.device)[None, None]
             voxels = (voxels - constants.offset) / constants.scale
             for stage in self._stages_on(backend):
                 voxels = stage(voxels, one_pass=one_pass)
             # Not ``self.spare``: one pass of an axial stage leaves more.
             spare = tuple((n - f * b) // 2 for n, f, b in zip(voxels.shape[2:], self.factor, box, strict=True))
             voxels = trim(voxels, spare).mul_(constants.scale).add_(constants.offset)
-            return np.ascontiguousarray(voxels[0, 0].cpu().numpy())
+            return np.ascontiguousarray(to_host(voxels[0, 0]).numpy())
 
     def _stages_on(self, backend: Backend) -> tuple[Stage, ...]:
         """Copy the stages to where they are used, once."""
@@ -268,7 +269,6 @@ def _content_of(found: Location) -> bytes:
         raise ModelError(f"{found}: the model cannot be read ({error}). Copy it here anew.") from error
 
 
-@lru_cache(maxsize=2)
 def load_model_once(path: str, digest: str) -> Model:
     """Load a model once per process, and only if it is the one that was planned with.
 
@@ -277,6 +277,16 @@ def load_model_once(path: str, digest: str) -> Model:
     ModelError
         If the file has changed since.
     """
+    with _loading:
+        return _loaded(path, digest)
+
+
+_loading = threading.Lock()
+"""Regions of a process ask for it at the same time, and ``lru_cache`` would have each of them load it."""
+
+
+@lru_cache(maxsize=2)
+def _loaded(path: str, digest: str) -> Model:
     model = load_model(path)
     if model.digest != digest:
         raise ModelError(

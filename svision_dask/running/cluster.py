@@ -19,7 +19,6 @@ from svision_dask.backend import Device, best_precision, gpu_memory, share_of_gp
 from svision_dask.errors import ClusterError, one_line
 from svision_dask.stores.locations import Location, located
 from svision_dask.wishes import Machine, Wishes
-from svision_dask.workload import GPU_SEATS
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -78,7 +77,7 @@ _GUARD = 'A script must do its work below `if __name__ == "__main__":`, because 
 
 
 @contextmanager
-def local_client(*, workers: int, memory_bytes: int, gpus: Sequence[str] = ()) -> Iterator[Client]:
+def local_client(*, workers: int, memory_bytes: int, seats: int = 1, gpus: Sequence[str] = ()) -> Iterator[Client]:
     """Start worker processes on 127.0.0.1, and stop them afterwards.
 
     Parameters
@@ -87,6 +86,8 @@ def local_client(*, workers: int, memory_bytes: int, gpus: Sequence[str] = ()) -
         Number of processes.
     memory_bytes
         What each may use; one that exceeds it is stopped and started anew.
+    seats
+        Regions that each may work on at once.
     gpus
         One for each process, as CUDA counts them; none where the processor computes.
 
@@ -121,7 +122,7 @@ def local_client(*, workers: int, memory_bytes: int, gpus: Sequence[str] = ()) -
         }
         worker = {
             "host": "127.0.0.1",
-            "nthreads": GPU_SEATS if gpus else 1,
+            "nthreads": seats,
             "memory_limit": memory_bytes,
             "dashboard": False,
             "local_directory": folder,
@@ -150,13 +151,15 @@ def _visible(gpu: str) -> str:
 
 
 @contextmanager
-def own_or(client: Client | None, *, workers: int, memory_bytes: int, on_gpus: bool = False) -> Iterator[Client]:
+def own_or(
+    client: Client | None, *, workers: int, memory_bytes: int, seats: int = 1, on_gpus: bool = False
+) -> Iterator[Client]:
     """Use the client given, or start a cluster as `local_client` does, with a GPU for each process or none."""
     if client is not None:
         yield client
     else:
         gpus = [str(number) for number in range(workers)] if on_gpus else []
-        with local_client(workers=workers, memory_bytes=memory_bytes, gpus=gpus) as own:
+        with local_client(workers=workers, memory_bytes=memory_bytes, seats=seats, gpus=gpus) as own:
             yield own
 
 

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from svision_dask.errors import ClusterError, UsageError, one_line
 from svision_dask.running.cluster import DASHBOARD, local_client, this_machine
 from svision_dask.running.preflight import within
+from svision_dask.workload import SEATS
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -199,7 +200,7 @@ def _on_gpus(connection: Connection) -> Iterator[Client]:
         there = ",".join(map(str, range(len(machine.gpus))))
         raise UsageError(f"--gpus {','.join(connection.gpus)}: there are {there}. Name each at most once.")
     memory = machine.memory_bytes // count
-    with local_client(workers=count, memory_bytes=memory, gpus=connection.gpus) as client:
+    with local_client(workers=count, memory_bytes=memory, seats=SEATS, gpus=connection.gpus) as client:
         yield client
 
 

@@ -34,7 +34,6 @@ from svision_dask.running.trust_summary import summarise_maps
 from svision_dask.stores.locations import Location, Remote
 from svision_dask.training.noise_estimate import Noise
 from svision_dask.volume import Label, Volume
-from svision_dask.workload import GPU_SEATS
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -126,7 +125,9 @@ def make_image(
     gpus = plan.backend.device == "cuda"
     with _making(job, overwrite=overwrite, on_progress=on_progress) as image:
         with (
-            own_or(client, workers=plan.workers, memory_bytes=plan.memory_bytes, on_gpus=gpus) as cluster,
+            own_or(
+                client, workers=plan.workers, memory_bytes=plan.memory_bytes, seats=plan.seats, on_gpus=gpus
+            ) as cluster,
             watched(cluster, image.tally, on_workers),
             ExitStack() as stack,
         ):
@@ -202,7 +203,7 @@ def _make_regions(image: _Making, maps: Sequence[_Making], cluster: Client) -> N
         (image.cuts[0].at(int(index)) for index in np.flatnonzero(left)),
         on_receipt=on_receipt,
         on_failure=image.tally.fail,
-        seats=GPU_SEATS if job.plan.backend.device == "cuda" else 1,
+        seats=job.plan.seats,
         after=job.after,
     )
 

@@ -203,6 +203,7 @@ def as_recorded(output: str | Location, wishes: Wishes | None) -> Wishes:
         tile=wishes.tile or record.get("tile"),
         chunk=wishes.chunk or record.get("chunk"),
         shard=wishes.shard or record.get("shard"),
+        region=record.get("region"),
         device=wishes.device or record.get("device"),
         precision=wishes.precision or record.get("precision"),
     )

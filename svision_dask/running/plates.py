@@ -130,7 +130,8 @@ def enhance_fields(
         model.save(kept)
         plan = plan_volume(first, model, output=target, dtype=dtype, wishes=wishes, client=client)
         gpus = plan.backend.device == "cuda"
-        with own_or(client, workers=plan.workers, memory_bytes=plan.memory_bytes, on_gpus=gpus) as cluster:
+        own = {"workers": plan.workers, "memory_bytes": plan.memory_bytes, "seats": plan.seats}
+        with own_or(client, **own, on_gpus=gpus) as cluster:
             for number, field in enumerate(collection.images):
                 volume = _open(place, field, opening)
                 if _is_finished(target / field, volume, model):
@@ -146,7 +147,7 @@ def enhance_fields(
                     model=kept,
                     plan=None if begun else _plan_for(volume, first, plan, model),
                     dtype=dtype,
-                    wishes=wishes,
+                    wishes=replace(wishes, threads=plan.threads),
                     client=cluster,
                     on_progress=on_progress,
                     on_workers=on_workers,

@@ -68,8 +68,9 @@ class Crew:
     workers: tuple[Worker, ...]
 
     def wishes(self, wishes: Wishes) -> Wishes:
-        """Have a plan made for the least of these workers, one region at a time in each."""
+        """Have a plan made for the least of these workers."""
         limit = min(worker.memory_bytes for worker in self.workers)
+        threads = min(worker.threads for worker in self.workers)
         on_gpu = self.gpus == len(self.workers) and wishes.device != "cpu"
         device: Device = "cuda" if on_gpu else "cpu"
         half = all(device in worker.halves for worker in self.workers)
@@ -79,7 +80,8 @@ class Crew:
             precision=wishes.precision or ("bfloat16" if half else "float32"),
             gpu_bytes=share_of_gpu(worker.gpu_bytes for worker in self.workers) if on_gpu else None,
             workers=len(self.workers),
-            threads=min(worker.threads for worker in self.workers),
+            threads=wishes.threads or threads,
+            seats=min(threads, wishes.seats or threads),  # dask gives a process as many regions as it has threads
             worker_memory_bytes=min(limit, wishes.worker_memory_bytes or limit),
         )
 

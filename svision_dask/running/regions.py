@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import zarr
 
 computing = threading.Lock()
-"""Held by the region that computes; another one of the process may be read or written meanwhile."""
+"""Held by the region that computes; others of the process may be read or written meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -301,8 +301,7 @@ def _run_one(
             with _seats(seats):
                 began = began if retries else time.monotonic()  # what waited for its seat was not at work
                 receipt = task(region)
-            seconds = round(time.monotonic() - began, 3)
-            return replace(receipt, retries=retries, seconds=seconds, worker=_own_address())
+            return replace(receipt, retries=retries, seconds=_at_work.until_now(began), worker=_own_address())
         except Exception as error:  # zarr and torch raise nearly anything, and the place is what helps
             pause = next(pauses, None) if passes(error) else None
             if pause is None:
@@ -328,6 +327,20 @@ def _own_address() -> str:
         return ""
 
 
+class _AtWork:
+    """What this process spent on regions: time in which it was at several of them counts once."""
+
+    def __init__(self) -> None:
+        self._lock, self._ended = threading.Lock(), 0.0
+
+    def until_now(self, began: float) -> float:
+        """Seconds since ``began``, or since the last region ended."""
+        with self._lock:
+            since, self._ended = max(began, self._ended), time.monotonic()
+            return round(self._ended - since, 3)
+
+
+_at_work = _AtWork()
 _versions = lru_cache(versions_here)
 
 

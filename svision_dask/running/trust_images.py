@@ -25,10 +25,18 @@ def map_plan(kind: str, plan: Plan) -> Plan:
     changed = replace(plan, dtype="float32", trust=False)
     if kind == SPREAD:
         return changed
-    cut = [_coarse_cut(*axis) for axis in zip(plan.coarse.shape, plan.chunk, plan.region, plan.factor, strict=True)]
-    chunk, region = tuple(c for c, _ in cut), tuple(r for _, r in cut)
-    shard = region if plan.shard is not None else None
-    return replace(changed, fine=plan.coarse, factor=(1,) * len(cut), chunk=chunk, shard=shard, region=region)
+    unit = plan.shard or plan.region
+    cut = [_coarse_cut(*axis) for axis in zip(plan.coarse.shape, plan.chunk, unit, plan.factor, strict=True)]
+    chunk, shard = tuple(c for c, _ in cut), tuple(u for _, u in cut)
+    region = tuple(s * (r // u) for s, r, u in zip(shard, plan.region, unit, strict=True))
+    return replace(
+        changed,
+        fine=plan.coarse,
+        factor=(1,) * len(cut),
+        chunk=chunk,
+        shard=shard if plan.shard else None,
+        region=region,
+    )
 
 
 def map_levels(planned: Plan, volume: Volume) -> tuple[Grid, ...]:
@@ -37,10 +45,10 @@ def map_levels(planned: Plan, volume: Volume) -> tuple[Grid, ...]:
     return tuple(pyramid_grids(planned.fine, kind=planned.pyramid, steps=steps))
 
 
-def _coarse_cut(size: int, chunk: int, region: int, factor: int) -> tuple[int, int]:
-    """Chunk and region along one axis of ``size`` coarse voxels, no larger than those of the image."""
-    if region >= size * factor:  # all of it, and perhaps not whole coarse voxels
+def _coarse_cut(size: int, chunk: int, shard: int, factor: int) -> tuple[int, int]:
+    """Chunk and shard along one axis of ``size`` coarse voxels, no larger than those of the image."""
+    if shard >= size * factor:  # all of it, and perhaps not whole coarse voxels
         chunk = min(chunk, size)
         return chunk, -(-size // chunk) * chunk
-    region //= factor
-    return math.gcd(chunk, region), region
+    shard //= factor
+    return math.gcd(chunk, shard), shard
