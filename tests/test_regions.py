@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from dask.utils import key_split
 from distributed import Client
 
 from svision_dask.errors import RegionError
@@ -84,6 +85,25 @@ def made(client, task: Faulty) -> list[int]:
     assert all(receipt.worker.startswith("tcp://") for receipt in receipts)
     assert not any(receipt.retries for receipt in receipts if receipt.index != BAD)
     return sorted(receipt.index for receipt in receipts)
+
+
+def names_known() -> int:
+    """Names of tasks that dask remembers in this process."""
+    return key_split.cache_info().currsize
+
+
+def test_dask_remembers_next_to_nothing_of_regions_that_were_made(client, tmp_path):
+    many = Regions(shape=(60,), unit=(1,))
+    task = Faulty(tmp_path / "tries", times=0)
+    run_regions(client, task, many, on_receipt=lambda receipt: None)
+    assert names_known() < 20
+    assert max(client.run(names_known).values()) < 20
+    scheduler = client.cluster.scheduler
+    to_clients = [comm.recent_message_log for comm in scheduler.client_comms.values()]
+    to_workers = [comm.recent_message_log for comm in scheduler.stream_comms.values()]
+    figures = scheduler.monitor.quantities.values()
+    assert max(map(len, (scheduler.transition_log, *to_clients, *to_workers))) <= 10
+    assert max(figure.maxlen for figure in figures) <= 10
 
 
 @pytest.mark.parametrize("times", [1, 5])

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from svision_dask.errors import ClusterError, UsageError, one_line
-from svision_dask.running.cluster import DASHBOARD, local_client, this_machine
+from svision_dask.running.cluster import DASHBOARD, SHORT_LOGS, local_client, this_machine
 from svision_dask.running.preflight import within
 from svision_dask.workload import SEATS
 
@@ -100,6 +100,7 @@ def connected(connection: Connection) -> Iterator[Client | None]:
         address = _address_in(connection.scheduler_file)
     with ExitStack() as stack:
         stack.enter_context(_silenced("distributed.client"))
+        stack.enter_context(dask.config.set(SHORT_LOGS))
         if connection.dashboard:
             _check_dashboard()
             stack.enter_context(dask.config.set({DASHBOARD: True}))

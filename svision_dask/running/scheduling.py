@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from svision_dask.errors import ImageError, RegionError, one_line
 from svision_dask.geometry import Region
+from svision_dask.running.cluster import forget_names
 from svision_dask.running.ledger import Receipt
 from svision_dask.running.preflight import versions_here
 
@@ -260,6 +261,7 @@ def _drain(
             for why in failures[known:]:
                 on_failure(why)
             future.release()
+            forget_names()
             more = islice(waiting, 0 if failures else max(0, crew.tasks() - len(at_work) - again))
             for following in chain([region] if again else [], more):
                 at_work[added := submit(following)] = following
@@ -292,6 +294,7 @@ def _run_one(
     task: RegionTask, region: Region, *, seats: int = 1, versions: Mapping[str, str] | None = None
 ) -> Receipt | Failure:
     """Errors raised on purpose come back as text: an exception with a remote traceback is for the unexpected."""
+    forget_names()
     if versions is not None and versions != _versions():  # a worker that came after all were inspected
         differ = f"versions {_versions()}, not {dict(versions)}."
         return _here(Failure(f"region {region.index}: a worker on {platform.node()} has {differ}"))
