@@ -164,7 +164,7 @@ def test_an_error_that_stays_ends_the_run_at_once(error, client, tmp_path):
     with pytest.raises(RegionError, match=r"region 4 at \(4,\): .*the same command goes on"):
         run_regions(client, task, everything, on_receipt=lambda receipt: None, on_failure=failures.append)
     assert [failure.partition(" at ")[0] for failure in failures] == [f"region {BAD}"]
-    assert task.counter.read_text() == "x"
+    assert task.counter.read_text() in ("x", "xx")  # where a worker that had made none met it, the other tries it, too
 
 
 def test_the_place_of_an_error_and_its_cause_are_told_also_after_all_tries(client, tmp_path, monkeypatch):
