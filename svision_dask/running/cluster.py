@@ -75,7 +75,7 @@ HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 SHORT_LOGS = {"distributed.admin.low-level-log-length": 10, "distributed.admin.system-monitor.log-length": 10}
 """Dask keeps the last 1000 messages, with the tasks in them, transitions and events, and an hour of figures, for its
-developers: some 10 MB of the process that has the scheduler, and memory that goes to pieces while regions are made."""
+developers: some 10 MB of the process that has the scheduler, which fill as regions are made."""
 
 _GUARD = 'A script must do its work below `if __name__ == "__main__":`, because every worker process imports it first.'
 
