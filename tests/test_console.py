@@ -85,7 +85,7 @@ def test_each_kind_of_work_ends_with_a_line_however_short_it_was(capsys, seconds
             for done in (1, 2, 3):
                 update(what, done, 3, "")
     lines = capsys.readouterr().err.splitlines()
-    assert [line for line in lines if "3/3" in line] == ["train 3/3, ", "write 3/3, ", "level 1 3/3, "]
+    assert [line for line in lines if "3/3" in line] == ["train 3/3", "write 3/3", "level 1 3/3"]
 
 
 def test_short_work_does_not_silence_the_long_work_that_it_is_part_of(capsys, seconds):
@@ -95,8 +95,8 @@ def test_short_work_does_not_silence_the_long_work_that_it_is_part_of(capsys, se
             seconds[0] += 11
             update("write", 1, 1, "")
     assert [line for line in capsys.readouterr().err.splitlines() if "fields" in line][1:] == [
-        "fields 1/9, 88 s left, ",
-        "fields 2/9, 77 s left, ",
+        "fields 1/9, 88 s left",
+        "fields 2/9, 77 s left",
     ]
 
 
