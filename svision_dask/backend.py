@@ -67,6 +67,21 @@ def best_precision(device: Device) -> Precision:
     return "bfloat16" if known.get("avx512_bf16") or known.get("amx_bf16") else "float32"
 
 
+def check_emulated(asked: Precision | None, best: Precision, who: str) -> None:
+    """Refuse bfloat16 on processors that emulate it, in many times the time and the memory that is planned.
+
+    Raises
+    ------
+    UsageError
+        If it is asked for, and is not the best that they can do.
+    """
+    if asked == "bfloat16" != best:
+        raise UsageError(
+            f"precision bfloat16: {who} no instructions for it. Use --precision float32, with --overwrite if the "
+            "output was begun elsewhere."
+        )
+
+
 def gpu_memory() -> tuple[int, ...]:
     """Free bytes of every GPU that torch can use in this process; empty where there is none.
 

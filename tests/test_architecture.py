@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from svision_dask.backend import best_precision
 from svision_dask.errors import ModelError, UsageError
 from svision_dask.network.architecture import (
     MAX_PARAMETERS,
@@ -249,6 +250,8 @@ print(memory("VmHWM") - before, model.architecture.tile_bytes(tile, half=precisi
     ],
 )
 def test_a_forward_pass_takes_as_much_memory_as_was_said(preset, axes, axial, precision, factor, tile):
+    if precision != "float32" and best_precision("cpu") == "float32":
+        pytest.skip("this processor emulates bfloat16, which plans refuse")
     command = [sys.executable, "-c", MEASURE, preset, axes, str(axial), precision, *map(str, factor + tile)]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300, cwd=root)

@@ -291,6 +291,8 @@ def test_half_precision_is_for_crews_all_of_whom_have_instructions_for_it():
     assert Crew(workers=(able, able)).wishes(Wishes()).precision == "bfloat16"
     assert Crew(workers=(able, worker())).wishes(Wishes()).precision == "float32"
     assert Crew(workers=(able, able)).wishes(Wishes(precision="float32")).precision == "float32"
+    with pytest.raises(UsageError, match="bfloat16: some workers' processors have no instructions for it"):
+        Crew(workers=(able, worker())).wishes(Wishes(precision="bfloat16"))
     on_gpus = Crew(workers=(worker(halves=("cpu",), gpu_bytes=1000),))
     assert (on_gpus.wishes(Wishes()).device, on_gpus.wishes(Wishes()).precision) == ("cuda", "float32")
 

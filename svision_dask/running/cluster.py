@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from svision_dask.backend import Device, best_precision, gpu_memory, share_of_gpu
+from svision_dask.backend import Device, best_precision, check_emulated, gpu_memory, share_of_gpu
 from svision_dask.errors import ClusterError, one_line
 from svision_dask.stores.locations import Location, located
 from svision_dask.wishes import Machine, Wishes
@@ -57,14 +57,18 @@ def wishes_here(wishes: Wishes, machine: Machine) -> Wishes:
     ------
     ClusterError
         If a GPU is asked for, and there is none.
+    UsageError
+        If bfloat16 is asked for, and would be emulated.
     """
     if wishes.device == "cuda" and not machine.gpus:
         raise ClusterError(
             "device cuda: torch finds no GPU here. Use --device cpu, with --overwrite if the output was begun on a GPU."
         )
     device: Device = "cpu" if wishes.device == "cpu" or not machine.gpus else "cuda"
-    wishes = replace(wishes, precision=wishes.precision or best_precision(device))
+    best = best_precision(device)
+    wishes = replace(wishes, precision=wishes.precision or best)
     if device == "cpu":
+        check_emulated(wishes.precision, best, "this processor has")
         return wishes
     processes = min(wishes.workers or len(machine.gpus), len(machine.gpus))
     return replace(wishes, device=device, workers=processes, gpu_bytes=share_of_gpu(machine.gpus))

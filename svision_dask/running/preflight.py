@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from svision_dask.backend import Device, share_of_gpu
+from svision_dask.backend import Device, Precision, check_emulated, share_of_gpu
 from svision_dask.errors import ClusterError, one_line
 from svision_dask.running.trial import Trial, attempt, prepared
 from svision_dask.stores.locations import Location
@@ -68,16 +68,24 @@ class Crew:
     workers: tuple[Worker, ...]
 
     def wishes(self, wishes: Wishes) -> Wishes:
-        """Have a plan made for the least of these workers."""
+        """Have a plan made for the least of these workers.
+
+        Raises
+        ------
+        UsageError
+            If bfloat16 is asked for, and would be emulated.
+        """
         limit = min(worker.memory_bytes for worker in self.workers)
         threads = min(worker.threads for worker in self.workers)
         on_gpu = self.gpus == len(self.workers) and wishes.device != "cpu"
         device: Device = "cuda" if on_gpu else "cpu"
-        half = all(device in worker.halves for worker in self.workers)
+        best: Precision = "bfloat16" if all(device in worker.halves for worker in self.workers) else "float32"
+        if not on_gpu:
+            check_emulated(wishes.precision, best, "some workers' processors have")
         return replace(
             wishes,
             device=device,
-            precision=wishes.precision or ("bfloat16" if half else "float32"),
+            precision=wishes.precision or best,
             gpu_bytes=share_of_gpu(worker.gpu_bytes for worker in self.workers) if on_gpu else None,
             workers=len(self.workers),
             threads=wishes.threads or threads,
