@@ -57,7 +57,7 @@ LIBRARIES = {
     "judging/scan": {"numpy"},
     "judging/seams": {"numpy", "scipy"},
     "judging/view_layers": {"numpy"},
-    "judging/viewing": {"neuroglancer"},
+    "judging/viewing": {"PIL", "neuroglancer"},
     "metrics": {"numpy", "skimage"},
     "network/baselines": {"numpy", "scipy", "torch"},
     "network/layers": {"torch"},

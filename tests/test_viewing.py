@@ -77,6 +77,9 @@ def test_before_and_after_show_the_same_place_and_differ(images, tmp_path, kind)
     # Panels are 304 pixels apart, with the bar between them. Half a fine voxel, the least mistake, has 3.3 pixels.
     assert both[1] - both[0] == pytest.approx([0, 304], abs=2)
     assert np.abs(first[:, : second.shape[1]] - second[:, : first.shape[1]]).mean() > 0.001
+    said = imread(tmp_path / "a.png")[-35:, :, :3].mean(axis=2) > 0.9  # beyond the scale bars: what each panel shows
+    assert said[:, 120 : SIZE[0] // 2].sum() > 200
+    assert said[:, SIZE[0] // 2 + 120 :].sum() > 200
 
 
 @pytest.fixture(scope="module")

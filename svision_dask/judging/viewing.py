@@ -6,10 +6,11 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from svision_dask.errors import OutputError, UsageError
 from svision_dask.geometry import SPATIAL, Grid
@@ -21,6 +22,9 @@ from svision_dask.running.trust_images import map_place
 from svision_dask.running.trust_maps import MAPS
 from svision_dask.stores.locations import Location
 from svision_dask.stores.serving import HOST, ImageServer
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HEADLESS = (
@@ -34,6 +38,8 @@ SIZE = (1400, 800)
 """Pixels of a screenshot, across and down."""
 PANEL = 640
 """Pixels of a panel that the volume is to fit: of one of two side by side; of four, there are half as many."""
+LETTERS = 15
+"""Height of the letters in it, in pixels."""
 SECONDS = 300
 """How long a screenshot may take."""
 SHADER = """#uicontrol invlerp normalized(range=[{low:.9g}, {high:.9g}])
@@ -47,8 +53,10 @@ void main() {{ emitRGB(colormapCubehelix(normalized())); }}
 class View:
     """A viewer that is being served; close it, or use it as a context."""
 
-    def __init__(self, viewer: Any, server: ImageServer, warnings: tuple[str, ...] = ()) -> None:
-        self._viewer, self._server = viewer, server
+    def __init__(
+        self, viewer: Any, server: ImageServer, warnings: tuple[str, ...] = (), labels: Sequence[str] = ()
+    ) -> None:
+        self._viewer, self._server, self._labels = viewer, server, labels
         self.warnings = warnings
         """What is odd about the images side by side, a sentence each."""
 
@@ -94,7 +102,7 @@ class View:
                 process.wait()
         if not drawn:
             raise OutputError(f"--screenshot: nothing was drawn within {SECONDS} s. Try again, or open {self.url}.")
-        Path(path).write_bytes(drawn[0])
+        _labelled(drawn[0], self._labels).save(path, format="png")
         return Path(path)
 
     def close(self) -> None:
@@ -106,6 +114,23 @@ class View:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _labelled(drawn: bytes, labels: Sequence[str]) -> Picture:
+    """Say at the lower right of each panel what it shows: a picture does not have the page around the panels."""
+    from PIL import Image as pictures
+    from PIL import ImageDraw, ImageFont
+
+    picture = pictures.open(BytesIO(drawn)).convert("RGB")
+    drawing, font = ImageDraw.Draw(picture), ImageFont.load_default(LETTERS)
+    across = min(len(labels), 2)
+    down = -(-len(labels) // 2)
+    for number, label in enumerate(labels):
+        corner = picture.width * (number % 2 + 1) // across - 20, picture.height * (number // 2 + 1) // down - 14
+        left, top, right, bottom = drawing.textbbox(corner, label, font=font, anchor="rs")
+        drawing.rectangle((left - 6, top - 6, right + 6, bottom + 6), fill=(89, 89, 89))
+        drawing.text(corner, label, font=font, anchor="rs", fill="white")
+    return picture
 
 
 def browser_for(path: str | Path, *, overwrite: bool = False) -> str:
@@ -172,11 +197,11 @@ def view(
     picked |= dict.fromkeys(maps, picked.get("after", {}))
     server = ImageServer({name: image.place for name, image in shown.items() if image.stored})
     try:  # the folder of a TIFF holds what nobody asked for
-        viewer = _viewer(neuroglancer, server, shown, picked, set(maps))
+        viewer, labels = _viewer(neuroglancer, server, shown, picked, set(maps))
     except BaseException:
         server.close()
         raise
-    return View(viewer, server, warnings)
+    return View(viewer, server, warnings, labels)
 
 
 def _pick(images: Mapping[str, Image], wanted: Wanted) -> tuple[dict[str, Picked], tuple[str, ...]]:
@@ -194,16 +219,17 @@ def _viewer(
     shown: Mapping[str, Image],
     picked: Mapping[str, Picked],
     maps: Collection[str],
-) -> Any:
-    """Lay out the images, each in a panel of its own."""
+) -> tuple[Any, list[str]]:
+    """Lay out the images, each in a panel of its own; also what to say of each."""
     contrast = {name: _contrast(name, image, picked, shown) for name, image in shown.items()}
     low, high = contrast.get("after") or contrast["before"] or (0.0, 1.0)
     neuroglancer.set_server_bind_address(HOST, 0)
-    viewer = neuroglancer.Viewer()
+    viewer, labels = neuroglancer.Viewer(), []
     with viewer.txn() as state:
         for name, image in shown.items():
-            own = MAP_SHADER.format(high=(contrast[name] or (low, high))[1])
-            shader = own if name in maps else SHADER.format(low=low, high=high)
+            first, last = (0.0, (contrast[name] or (low, high))[1]) if name in maps else (low, high)
+            shader = MAP_SHADER.format(high=last) if name in maps else SHADER.format(low=first, high=last)
+            labels.append(f"{name}: black {first:.4g}, white {last:.4g}")
             url = server.url(name) if image.stored else ""
             state.layers[name] = layer(neuroglancer, source_of(neuroglancer, image, url), shader, picked[name])
         panel = PANEL if len(shown) == 2 else PANEL // 2
@@ -211,7 +237,7 @@ def _viewer(
         groups = [neuroglancer.LayerGroupViewer(layers=[name], layout="xy") for name in shown]
         rows = [neuroglancer.row_layout(pair) for pair in (groups[:2], groups[2:]) if pair]
         state.layout = "4panel" if len(groups) == 1 else neuroglancer.column_layout(rows) if maps else rows[0]
-    return viewer
+    return viewer, labels
 
 
 def _contrast(
