@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import time
-from dataclasses import replace
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import dask.array as da
 import numpy as np
@@ -18,13 +19,10 @@ from svision_dask.opening.in_memory import open_array
 from svision_dask.plugin.layers import check_straight, fine_layer, volume_of
 from svision_dask.plugin.work import Enhanced, Task, computed, run
 from svision_dask.running.enhancement import enhance
-from svision_dask.training import fitting
 from svision_dask.training.drift import drift
 from svision_dask.training.train import train
 from tests.commands import textured, write_tiff
 
-if "DISPLAY" not in os.environ:
-    os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")  # before Qt is imported
 SHAPE = (6, 40, 44)
 
 
@@ -131,73 +129,19 @@ def test_a_result_covers_its_layer_and_looks_like_it(layers, crooked):
     assert (fine.units, fine.axis_labels) == (layer.units, layer.axis_labels)
 
 
-def test_the_manifest_is_valid_and_what_it_names_is_there():
-    npe2 = pytest.importorskip("npe2", reason="npe2 is not installed (extra napari)")
-    pytest.importorskip("qtpy.QtWidgets", reason="Qt is not installed", exc_type=ImportError)
-    manifest = npe2.PluginManifest.from_distribution("svision-dask")
-    manifest.validate_imports()
-    assert [widget.display_name for widget in manifest.contributions.widgets] == ["Enhance with svision-dask"]
-
-
-def finished(widget):
-    """Let Qt work until the widget is ready again."""
-    from qtpy.QtWidgets import QApplication
-
-    limit = time.monotonic() + 120
-    while not widget.start.enabled and time.monotonic() < limit:
-        QApplication.processEvents()
-        time.sleep(0.01)
-    assert widget.start.enabled
-    return widget.said.value
-
-
-@pytest.fixture
-def widget(layers):
-    pytest.importorskip("qtpy.QtWidgets", reason="Qt is not installed", exc_type=ImportError)
-    from napari.components import ViewerModel
-
-    from svision_dask.plugin.widget import EnhanceWidget
-
-    made = EnhanceWidget(ViewerModel())
-    yield made
-    made.close()
-
-
-def test_the_widget_adds_what_it_made(widget, monkeypatch):
-    monkeypatch.setitem(fitting.SETTINGS, "fast", replace(fitting.SETTINGS["fast"], steps=3))
-    widget._viewer.add_image(textured(SHAPE), name="cells", scale=(2, 0.5, 0.5))
-    widget.reset_choices()
-    widget.factor.value = "1,2,2"
-    widget.start.clicked.emit(True)
-    assert not widget.start.enabled
-    assert "warning: stage 1 is no better than cubic" in finished(widget)  # after three steps
-    cells, fine = widget._viewer.layers
-    assert fine.data.shape == (6, 80, 88)
-    assert np.allclose(fine.extent.world[1] - fine.extent.world[0], (10, 19.75, 21.75))
-    assert fine.contrast_limits == cells.contrast_limits
-
-
-def test_the_widget_stops_when_told_and_says_what_is_wrong(widget, tmp_path):
-    widget._viewer.add_image(textured(SHAPE), name="cells")
-    widget.reset_choices()
-    widget.start.clicked.emit(True)
-    widget.stop.clicked.emit(True)
-    assert finished(widget) == "stopped"
-    widget.factor.value = "3"
-    widget.start.clicked.emit(True)
-    assert "allowed are 1, 2 and 4" in finished(widget)
-    widget.path.value = tmp_path / "none.zarr"
-    widget.start.clicked.emit(True)
-    assert str(tmp_path / "none.zarr") in finished(widget)
-    assert len(widget._viewer.layers) == 1
-
-
-def test_napari_opens_the_widget_beside_its_picture(request):
-    pytest.importorskip("pytestqt", reason="pytest-qt is not installed")
-    plugin = "napari.utils._testsupport"
-    if "DISPLAY" not in os.environ or not request.config.pluginmanager.has_plugin(plugin):
-        pytest.skip(f"napari draws with OpenGL, on a display: xvfb-run pytest -p {plugin}")
-    viewer = request.getfixturevalue("make_napari_viewer")()
-    _, widget = viewer.window.add_plugin_dock_widget("svision-dask")
-    viewer.add_image(textured(SHAPE), name="cells")
-    assert widget.layer.value.name == "cells"  # as soon as it is there
+def test_the_panel_does_what_it_says():
+    # In a process of its own: as one ends in which Qt was used, Qt now and then ends it with a fault.
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(Path(__file__).with_name("panel.py")),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
+    *_, last = done.stdout.splitlines()
+    if re.match(r"\d+ skipped in", last):
+        pytest.skip("napari or Qt is not installed, or Qt finds no libEGL")
+    assert re.match(r"\d+ passed(, \d+ skipped)? in", last), done.stdout
