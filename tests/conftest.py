@@ -13,8 +13,8 @@ import pytest
 from distributed.utils import get_mp_context
 from hypothesis import settings
 
-# Before torch starts OpenMP, as the command does: where tests share the cores with anything else, threads that spin while
-# they wait for each other make training take four times as long. Results are the same.
+# Before torch starts OpenMP, as the command does: where tests share the cores with anything else, threads that spin
+# while they wait for each other make training take four times as long. Results are the same.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 # Nothing here is timed: machines are shared. Hypothesis itself draws the same examples each time where CI is set.
 settings.register_profile("untimed", parent=settings.get_profile(settings.get_current_profile_name()), deadline=None)
