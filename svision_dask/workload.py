@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from svision_dask.backend import pinned_bytes
 from svision_dask.geometry import SPATIAL, Shape, spatial_shape
 
-PROCESS_BYTES = 440 * 2**20
+PROCESS_BYTES = 448 * 2**20
 """Resident memory of a worker before its first region: the interpreter, dask, zarr and torch."""
 
 DECODED_BYTES = 256 * 2**20

@@ -21,8 +21,8 @@ MIB = 2**20
 
 
 def test_a_volume_larger_than_the_workers_memory_is_enhanced_within_it() -> None:
-    limit = 590 * MIB
-    volume = ramp_volume((128, 640, 960), "float64")
+    limit = 640 * MIB
+    volume = ramp_volume((128, 704, 960), "float64")
     layers = (Layer(kernel=3, channels=4), Layer(kernel=3, channels=2))
     stage = StageSpec(factor=(1, 1, 2), layers=layers, back_projections=0, kernel_radius=0, ensemble=False)
     model = untrained(Architecture(axes="zyx", stages=(stage,)))

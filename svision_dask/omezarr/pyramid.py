@@ -148,6 +148,8 @@ def block_mean(block: Block, factor: Shape) -> Block:
 def _block_sum(block: Block, factor: Shape, dtype: npt.DTypeLike) -> Block:
     """Sum over blocks of ``factor``, one axis at a time."""
     for axis, f in enumerate(factor):
+        if f == 1:  # the block would only be copied, into wider numbers
+            continue
         before = (slice(None),) * axis
         total = block[(*before, slice(None, None, f))].astype(dtype)
         for first in range(1, f):

@@ -126,10 +126,15 @@ class CoarsenTask:
 
     def __call__(self, region: Region) -> Receipt:
         """Make one region of ``level``."""
-        finer = open_level(self.output, self.level - 1)
         coarser = own_level(self.output, self.level, self.run)
+        block, read = self._coarsened(region)
+        return replace(write_checked(coarser, region, block, level=self.level), read_bytes=read)
+
+    def _coarsened(self, region: Region) -> tuple[npt.NDArray[Any], int]:
+        """Compute a region, and count the bytes that were read for it."""
+        finer = open_level(self.output, self.level - 1)
         shape = tuple(b - a for a, b in zip(region.start, region.stop, strict=True))
-        block, read = np.empty(shape, coarser.dtype), 0
+        block, read = np.empty(shape, finer.dtype), 0
         # Shard by shard: the sums behind the means of a whole region would take many times its memory, and to ask
         # for less than zarr stores in one piece takes longer than to decode it.
         stored = finer.shards or finer.chunks
@@ -142,7 +147,7 @@ class CoarsenTask:
             voxels = np.asarray(finer[source])
             block[part.box] = block_mean(voxels, self.factor)
             read += voxels.nbytes
-        return replace(write_checked(coarser, region, block, level=self.level), read_bytes=read)
+        return block, read
 
 
 @dataclass(frozen=True, kw_only=True)
