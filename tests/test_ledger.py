@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 from contextlib import suppress
@@ -11,6 +12,7 @@ import pytest
 
 from svision_dask.errors import OutputError
 from svision_dask.geometry import Regions
+from svision_dask.running import patience
 from svision_dask.running.ledger import UNDONE, Receipt, claim, first_difference, read_record
 
 pytestmark = pytest.mark.faults
@@ -49,6 +51,27 @@ def test_receipts_outlive_an_interruption_and_only_the_rest_is_left(tmp_path):
         assert [region.index for region in ledger.left(1, Regions(shape=(2,), unit=(1,)))] == [0]
         np.testing.assert_array_equal(ledger.checksums[1], [UNDONE, 2**32 - 2])
     assert list(tmp_path.iterdir()) == []  # what is finished needs no ledger
+
+
+def test_a_receipt_waits_for_a_folder_that_is_stale_for_a_while(tmp_path, monkeypatch):
+    output, tries = tmp_path / "fine.zarr", []
+
+    class Stale(type(tmp_path)):
+        def open(self, mode="r", *args, **kwargs):
+            tries.append(mode)
+            if len(tries) < 3:
+                raise OSError(errno.ESTALE, "Stale file handle", str(self))
+            return super().open(mode, *args, **kwargs)
+
+    monkeypatch.setattr(patience, "PAUSES", (0.01, 0.01))
+    with suppress(KeyboardInterrupt), claim(output) as ledger:
+        ledger.begin(RECORD, COUNTS)
+        monkeypatch.setattr(ledger, "_lines", Stale(ledger._lines))
+        ledger.add(receipt(3))
+        raise KeyboardInterrupt
+    assert tries == ["a", "a", "a"]
+    with claim(output) as ledger:
+        assert list(ledger.resume(COUNTS)) == [receipt(3)]
 
 
 @pytest.mark.parametrize("torn", [b'{"level": 0, "ind', b"{", b"\x00\x00\x00"])

@@ -18,6 +18,7 @@ from distributed import Client
 
 from svision_dask.errors import RegionError
 from svision_dask.geometry import Region, Regions
+from svision_dask.running import patience
 from svision_dask.running import scheduling as module
 from svision_dask.running.cluster import local_client
 from svision_dask.running.ledger import Receipt
@@ -168,7 +169,7 @@ def test_an_error_that_stays_ends_the_run_at_once(error, client, tmp_path):
 
 
 def test_the_place_of_an_error_and_its_cause_are_told_also_after_all_tries(client, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "PAUSES", (0.01,))
+    monkeypatch.setattr(patience, "PAUSES", (0.01,))
     region = REGIONS.at(BAD)
     task = Faulty(tmp_path / "tries", times=1000, error=errno.ESTALE)
     assert module._run_one(task, region).startswith("region 4 at (4,): OSError: [Errno 116]")

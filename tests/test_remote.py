@@ -19,7 +19,7 @@ from svision_dask.geometry import Regions
 from svision_dask.omezarr.read import read_provenance
 from svision_dask.omezarr.write import open_level
 from svision_dask.opening.formats import open_volume
-from svision_dask.running import regions, scheduling
+from svision_dask.running import patience, regions, scheduling
 from svision_dask.running.cluster import local_client
 from svision_dask.running.ledger import Receipt
 from svision_dask.running.output import check_output
@@ -79,7 +79,7 @@ def bucket(s3, monkeypatch):
     """An object store that works, and short pauses."""
     if s3[0] is None:
         pytest.skip("no moto_server; set SVISION_MOTO")
-    monkeypatch.setattr(scheduling, "PAUSES", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(patience, "PAUSES", (0.01, 0.01, 0.01))
     monkeypatch.setattr(transfer, "PAUSES", (0.01, 0.01))
     s3[1].clear()
     yield s3
@@ -111,7 +111,7 @@ def web(folder):
 @pytest.fixture
 def http(web, monkeypatch):
     """A server that works, and short pauses."""
-    monkeypatch.setattr(scheduling, "PAUSES", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(patience, "PAUSES", (0.01, 0.01, 0.01))
     monkeypatch.setattr(transfer, "PAUSES", (0.01, 0.01))
     web[1].clear()
     yield web

@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
+from functools import partial
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from filelock import FileLock, Timeout
 
 from svision_dask.errors import OutputError
 from svision_dask.geometry import Region, Regions, Shape
+from svision_dask.running.patience import patiently
 from svision_dask.stores.locations import Location, Remote, located, state_folder
 
 Record = Mapping[str, Any]
@@ -122,9 +124,12 @@ class Ledger:
 
     def add(self, receipt: Receipt) -> None:
         """Note that a region is done."""
-        with self._lines.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(_kept(receipt)) + "\n")
+        patiently(partial(self._append, json.dumps(_kept(receipt)) + "\n"))
         self.checksums[receipt.level][receipt.index] = receipt.crc32
+
+    def _append(self, line: str) -> None:
+        with self._lines.open("a", encoding="utf-8") as lines:
+            lines.write(line)
 
     def left(self, level: int, regions: Regions) -> Iterator[Region]:
         """Make those regions of a level that are not done, one by one."""

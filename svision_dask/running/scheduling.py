@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import platform
 import threading
 import time
@@ -19,6 +18,7 @@ from svision_dask.errors import ImageError, RegionError, one_line
 from svision_dask.geometry import Region
 from svision_dask.running.cluster import forget_names
 from svision_dask.running.ledger import Receipt
+from svision_dask.running.patience import patiently
 from svision_dask.running.preflight import versions_here
 
 if TYPE_CHECKING:
@@ -28,11 +28,6 @@ TASKS_PER_SEAT = 3
 """Tasks known to the cluster per seat: one runs and two wait, so that none idles for the client."""
 ASK_SECONDS = 5
 """How often to ask a cluster how many workers it has."""
-PAUSES = (0.5, 2.0, 8.0)
-"""Seconds before another try at a region after an error that passes."""
-_TRANSIENT = "EAGAIN EBUSY ECONNABORTED ECONNRESET EHOSTUNREACH EINTR EIO ENETUNREACH ESTALE ETIMEDOUT"
-TRANSIENT = {getattr(errno, name) for name in _TRANSIENT.split() if hasattr(errno, name)}
-"""Errors that pass. A full disk, a read-only one and a forbidden one do not."""
 HEAVY_BYTES = 2**17
 """A task that pickles to more carries voxels; others carry paths."""
 GOES_ON = "Nothing was published; the same command goes on with what is missing."
@@ -298,21 +293,22 @@ def _run_one(
     if versions is not None and versions != _versions():  # a worker that came after all were inspected
         differ = f"versions {_versions()}, not {dict(versions)}."
         return _here(Failure(f"region {region.index}: a worker on {platform.node()} has {differ}"))
-    pauses, retries, began = iter(PAUSES), 0, time.monotonic()
-    while True:
-        try:
-            with _seats(seats):
-                began = began if retries else time.monotonic()  # what waited for its seat was not at work
-                receipt = task(region)
-            return replace(receipt, retries=retries, seconds=_at_work.until_now(began), worker=_own_address())
-        except Exception as error:  # zarr and torch raise nearly anything, and the place is what helps
-            pause = next(pauses, None) if passes(error) else None
-            if pause is None:
-                kind = BadInput if isinstance(error, ImageError) else Failure
-                why = f"region {region.index} at {region.start}: {type(error).__name__}: {one_line(error)}"
-                return _here(kind(why))
-            retries += 1
-            time.sleep(pause)
+    tries, began = 0, 0.0
+
+    def once() -> Receipt:
+        nonlocal tries, began
+        with _seats(seats):
+            tries += 1
+            began = began or time.monotonic()  # what waited for its seat was not at work
+            return task(region)
+
+    try:
+        receipt = patiently(once)
+        return replace(receipt, retries=tries - 1, seconds=_at_work.until_now(began), worker=_own_address())
+    except Exception as error:  # zarr and torch raise nearly anything, and the place is what helps
+        kind = BadInput if isinstance(error, ImageError) else Failure
+        why = f"region {region.index} at {region.start}: {type(error).__name__}: {one_line(error)}"
+        return _here(kind(why))
 
 
 def _here(failure: Failure) -> Failure:
@@ -351,12 +347,3 @@ _versions = lru_cache(versions_here)
 def _seats(count: int) -> threading.Semaphore:
     """Regions of this process that may be in memory at once, whatever its threads: the plan counted no more."""
     return threading.Semaphore(count)
-
-
-def passes(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is one of those that network file systems get over."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in TRANSIENT:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
