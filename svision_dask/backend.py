@@ -7,6 +7,8 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from svision_dask.errors import UsageError
@@ -19,6 +21,10 @@ Device = Literal["cpu", "cuda"]
 DEVICES: tuple[Device, ...] = ("cpu", "cuda")
 Precision = Literal["float32", "bfloat16", "float16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
+PROCESS_BYTES = 448 * 2**20
+"""Resident memory of a worker before its first region: the interpreter, dask, zarr, and torch for processors alone."""
+GPU_BUILD_BYTES = 512 * 2**20
+"""What torch takes on top if it was built for GPUs, even where none is used."""
 OUT_OF_MEMORY = (
     *("can't allocate memory", "could not create a primitive", "could not create a memory"),
     *("CUDA error: out of memory", "STATUS_ALLOC_FAILED", "unable to find an engine"),
@@ -106,6 +112,14 @@ def own_gpu() -> tuple[str, int] | None:
     if not torch.cuda.is_available():
         return None
     return str(torch.cuda.get_device_properties(0).uuid), torch.cuda.mem_get_info(0)[0]
+
+
+def process_bytes() -> int:
+    """Resident memory of a worker of this installation before its first region."""
+    torch = find_spec("torch")  # not imported, which takes seconds
+    libraries = Path(torch.origin).parent / "lib" if torch and torch.origin else Path()
+    for_gpus = [file for kind in ("cuda", "hip") for file in libraries.glob(f"*torch_{kind}.*")]
+    return PROCESS_BYTES + GPU_BUILD_BYTES * bool(for_gpus)
 
 
 def compute_exactly() -> None:

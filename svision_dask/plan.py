@@ -207,6 +207,7 @@ def plan_enhancement(
         output_bytes=max(math.prod(region) * dtype_itemsize, _map_bytes(region, factor) if wishes.trust else 0),
         tile_bytes=tile_bytes,
         gpu_bytes=wishes.gpu_bytes,
+        process_bytes=wishes.process_bytes,
         kept_bytes=kept_bytes,
         margin=_on_axes(coarse.axes, margin) if wishes.trust else None,
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from svision_dask.backend import Device, Precision
+from svision_dask.backend import PROCESS_BYTES, Device, Precision
 from svision_dask.codec import Codec
 
 Version = Literal["0.4", "0.5"]
@@ -46,6 +46,8 @@ class Wishes:
     """Processes, each of which computes one region at a time."""
     worker_memory_bytes: int | None = None
     """Of each process."""
+    process_bytes: int = PROCESS_BYTES
+    """Resident memory of each process before its first region."""
     threads: int | None = None
     """For torch, in each process."""
     seats: int | None = None

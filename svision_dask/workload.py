@@ -9,9 +9,6 @@ from dataclasses import dataclass, replace
 from svision_dask.backend import pinned_bytes
 from svision_dask.geometry import SPATIAL, Shape, spatial_shape
 
-PROCESS_BYTES = 448 * 2**20
-"""Resident memory of a worker before its first region: the interpreter, dask, zarr and torch."""
-
 DECODED_BYTES = 256 * 2**20
 """What a process keeps of strips and tiles of compressed TIFFs, at most."""
 CUDA_BYTES = 2 * 2**30
@@ -49,6 +46,8 @@ class Workload:
     """Memory of one forward pass over a tile (z, y, x), in bytes; raises ValueError where a tile is too large."""
     gpu_bytes: int | None = None
     """Memory of the GPU that computes; None where the processor does."""
+    process_bytes: int
+    """Resident memory of a worker before its first region."""
     kept_bytes: int = 0
     """What a worker keeps of the input, decoded, between regions."""
     margin: Shape | None = None
@@ -72,7 +71,7 @@ class Workload:
         """
         haloed = math.prod(-(-r // t) * t + 2 * h for r, t, h in zip(self.region, tile, self._widest, strict=True))
         buffers = 2 * haloed * self.itemsize + 2 * self.output_bytes
-        process = PROCESS_BYTES + self.kept_bytes
+        process = self.process_bytes + self.kept_bytes
         if self.gpu_bytes is not None:
             return process + CUDA_BYTES + seats * (buffers + self._pinned_bytes(tile))
         return process + seats * buffers + self.tile_bytes(spatial_shape(self.axes, tile))

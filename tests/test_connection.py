@@ -21,6 +21,7 @@ import zarr
 from distributed import Client
 from distributed.security import Security
 
+from svision_dask.backend import process_bytes
 from svision_dask.errors import ClusterError, UsageError
 from svision_dask.opening.formats import open_volume
 from svision_dask.running import connection, preflight
@@ -274,6 +275,8 @@ def test_a_plan_is_for_the_least_of_the_workers():
     wishes = crew.wishes(Wishes(worker_memory_bytes=80))
     assert (wishes.workers, wishes.threads, wishes.worker_memory_bytes, wishes.device) == (2, 2, 70, "cpu")
     assert crew.wishes(Wishes(worker_memory_bytes=60)).worker_memory_bytes == 60
+    large = Crew(workers=(worker(process_bytes=2**30), worker()))  # whose torch is built for GPUs
+    assert large.wishes(Wishes()).process_bytes == 2**30
 
 
 def test_gpus_are_used_if_all_workers_have_one_and_named_if_not():
@@ -302,7 +305,7 @@ def test_gpus_of_this_machine_get_a_process_each():
     wishes = wishes_here(Wishes(), machine)
     assert (wishes.workers, wishes.device, wishes.gpu_bytes) == (2, "cuda", int(0.6 * 2**34))
     asked = Wishes(device="cpu", precision="float32")
-    assert wishes_here(asked, machine) == asked
+    assert wishes_here(asked, machine) == replace(asked, process_bytes=process_bytes())
     with pytest.raises(ClusterError, match="no GPU here"):
         wishes_here(Wishes(device="cuda"), replace(machine, gpus=()))
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.memory import measure, ramp_volume, small_model
+from svision_dask.backend import process_bytes
 from svision_dask.geometry import Grid
 from svision_dask.judging import scan
 from svision_dask.judging.comparison import compare
@@ -21,8 +22,8 @@ MIB = 2**20
 
 
 def test_a_volume_larger_than_the_workers_memory_is_enhanced_within_it() -> None:
-    limit = 640 * MIB
-    volume = ramp_volume((128, 704, 960), "float64")
+    limit = process_bytes() + 192 * MIB
+    volume = ramp_volume((128, 704, 960 * -(-limit // (660 * MIB))), "float64")
     layers = (Layer(kernel=3, channels=4), Layer(kernel=3, channels=2))
     stage = StageSpec(factor=(1, 1, 2), layers=layers, back_projections=0, kernel_radius=0, ensemble=False)
     model = untrained(Architecture(axes="zyx", stages=(stage,)))

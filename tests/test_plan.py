@@ -12,6 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from svision_dask.backend import PROCESS_BYTES
 from svision_dask.cutting import ENOUGH_REGIONS
 from svision_dask.errors import PlanError
 from svision_dask.geometry import SPATIAL, Grid, Regions
@@ -19,7 +20,7 @@ from svision_dask.network.architecture import architecture
 from svision_dask.plan import Plan, largest_tile, plan_enhancement, tile_chunks
 from svision_dask.volume import Volume, read_mirrored
 from svision_dask.wishes import Machine, Wishes
-from svision_dask.workload import PROCESS_BYTES, SEATS
+from svision_dask.workload import SEATS
 
 GIB = 2**30
 BYTES_PER_VOXEL = 97

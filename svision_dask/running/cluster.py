@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from svision_dask.backend import Device, best_precision, check_emulated, gpu_memory, share_of_gpu
+from svision_dask.backend import Device, best_precision, check_emulated, gpu_memory, process_bytes, share_of_gpu
 from svision_dask.errors import ClusterError, one_line
 from svision_dask.stores.locations import Location, located
 from svision_dask.wishes import Machine, Wishes
@@ -66,7 +66,7 @@ def wishes_here(wishes: Wishes, machine: Machine) -> Wishes:
         )
     device: Device = "cpu" if wishes.device == "cpu" or not machine.gpus else "cuda"
     best = best_precision(device)
-    wishes = replace(wishes, precision=wishes.precision or best)
+    wishes = replace(wishes, precision=wishes.precision or best, process_bytes=process_bytes())
     if device == "cpu":
         check_emulated(wishes.precision, best, "this processor has")
         return wishes

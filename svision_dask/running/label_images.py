@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from svision_dask.backend import process_bytes
 from svision_dask.geometry import SPATIAL, Grid
 from svision_dask.omezarr.arrays import check_storage
 from svision_dask.omezarr.labels import label_grid
@@ -39,6 +40,7 @@ def label_plan(label: Label, fine: Grid, plan: Plan) -> Plan:
         chunk=chunk,
         shard=shard,
         workers=plan.workers,
+        process_bytes=process_bytes(),
         device="cpu",
         version=plan.version,
         codec=plan.codec,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from svision_dask.backend import process_bytes
 from svision_dask.errors import UsageError
 from svision_dask.geometry import SPATIAL, Grid
 from svision_dask.network.architecture import Architecture
@@ -355,6 +356,8 @@ def copy_to_zarr(
     wishes = (wishes or Wishes()) if overwrite else as_recorded(output, wishes)
     if client is not None:
         wishes = check_workers(client, volume=volume, output=output).wishes(wishes)
+    else:
+        wishes = replace(wishes, process_bytes=process_bytes())
     plan = plan_enhancement(
         volume.grid,
         factor=ones,

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from svision_dask.backend import Device, Precision, check_emulated, share_of_gpu
+from svision_dask.backend import PROCESS_BYTES, Device, Precision, check_emulated, share_of_gpu
 from svision_dask.errors import ClusterError, one_line
 from svision_dask.running.trial import Trial, attempt, prepared
 from svision_dask.stores.locations import Location
@@ -45,6 +45,8 @@ class Worker:
     """Those that torch really uses of them; 0 where it was not tried."""
     memory_bytes: int
     """What it may use: its limit, or its share of what is free on its host."""
+    process_bytes: int = PROCESS_BYTES
+    """Resident memory before its first region."""
     gpu_bytes: int
     """Free memory of its GPU; 0 if it has none."""
     halves: tuple[Device, ...]
@@ -90,6 +92,7 @@ class Crew:
             workers=len(self.workers),
             threads=wishes.threads or threads,
             seats=min(threads, wishes.seats or threads),  # dask gives a process as many regions as it has threads
+            process_bytes=max(worker.process_bytes for worker in self.workers),
             worker_memory_bytes=min(limit, wishes.worker_memory_bytes or limit),
         )
 
@@ -251,7 +254,14 @@ def _with(worker: Worker, answer: Any, device: Device | None, users: Mapping[tup
     if device == "cuda" and gpu is None:
         problems = (*problems, "torch finds no GPU. Leave out --device, or use workers that have one")
     share = gpu[1] // users[worker.host, gpu[0]] if gpu is not None else 0
-    return replace(worker, problems=problems, gpu_bytes=share, halves=answer.halves, torch_threads=answer.torch_threads)
+    return replace(
+        worker,
+        problems=problems,
+        gpu_bytes=share,
+        halves=answer.halves,
+        process_bytes=answer.process_bytes,
+        torch_threads=answer.torch_threads,
+    )
 
 
 def _differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svision_dask.backend import Device, best_precision, own_gpu
+from svision_dask.backend import Device, best_precision, own_gpu, process_bytes
 from svision_dask.errors import SvisionError, one_line
 from svision_dask.network.model import load_model, load_model_once
 from svision_dask.stores.locations import Location, located
@@ -39,6 +39,8 @@ class Answer:
     """Name and free bytes of its own."""
     halves: tuple[Device, ...]
     """What has instructions for bfloat16 there."""
+    process_bytes: int
+    """Resident memory of a worker before its first region."""
     torch_threads: int
     """That torch computes with once a region asks for all of the worker's."""
 
@@ -90,7 +92,10 @@ def attempt(trial: Trial, dask_worker: Any = None) -> Answer:
     gpu = own_gpu()
     devices: Sequence[Device] = ("cpu", "cuda") if gpu else ("cpu",)
     halves = tuple(device for device in devices if best_precision(device) == "bfloat16")
-    return Answer(problems=tuple(problems), gpu=gpu, halves=halves, torch_threads=_torch_threads(dask_worker))
+    threads = _torch_threads(dask_worker)
+    return Answer(
+        problems=tuple(problems), gpu=gpu, halves=halves, process_bytes=process_bytes(), torch_threads=threads
+    )
 
 
 def _torch_threads(worker: Any) -> int:
