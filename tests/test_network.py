@@ -31,6 +31,20 @@ def test_every_channel_goes_to_its_own_fine_voxel(factor):
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("axes", ["zyx", "yx"])
+def test_a_network_is_its_steps_whatever_computes_them(preset, axes):
+    network = network_of(preset, axes)
+    size = tuple(2 * r + (3 if r else 1) for r in network.reach)
+    coarse = torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(2))
+    expected = network.steps.double()(coarse.double() if axes == "zyx" else coarse.double().squeeze(2))
+    found = network.float()(coarse)
+    torch.testing.assert_close(found, expected.float().reshape(found.shape), rtol=1e-4, atol=1e-5)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        network(coarse)
+    assert not any("slow_conv" in event.key for event in profile.key_averages())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("axes", ["zyx", "yx"])
 def test_a_network_uses_up_exactly_its_reach(preset, axes):
     network = network_of(preset, axes).double()
     size = tuple(2 * r + 1 for r in network.reach)

@@ -45,8 +45,10 @@ class Network(nn.Module):
         voxels = coarse.squeeze(2) if self.planar else coarse
         if not torch.compiler.is_exporting():  # where channels lie in memory is each runtime's own affair
             voxels = voxels.contiguous(memory_format=self._memory_format)
-        residual: torch.Tensor = self.steps(voxels)
-        return residual.unsqueeze(2) if self.planar else residual
+        for step in self.steps:
+            convolves = isinstance(step, nn.Conv2d | nn.Conv3d)
+            voxels = _by_onednn(step, voxels) if convolves and _is_for_onednn(voxels) else step(voxels)
+        return voxels.unsqueeze(2) if self.planar else voxels
 
     def start(self, generator: torch.Generator) -> None:
         """Draw weights such that a standardised input keeps its variance, and the first residual is nearly zero."""
@@ -61,6 +63,24 @@ class Network(nn.Module):
                     convolution.bias.zero_()
             # Starting at the cubic interpolation, not at noise around it, is what keeps sparse volumes from stalling.
             convolutions[-1].weight.mul_(0.1)
+
+
+def _is_for_onednn(voxels: torch.Tensor) -> bool:
+    """Whether torch would ask oneDNN for a convolution if it held that to be worth it."""
+    there = voxels.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(there) and voxels.dtype == torch.float32 and not torch.compiler.is_exporting()
+
+
+def _by_onednn(convolution: nn.Module, voxels: torch.Tensor) -> torch.Tensor:
+    """Convolve as torch does, to the bit, and up to four times as fast.
+
+    torch takes another way where batch, channels and the first two lengths multiply to less than some number: for the
+    first layer, which has one channel, and for small tiles.
+    """
+    assert isinstance(convolution, nn.Conv2d | nn.Conv3d), convolution
+    weight, bias = convolution.weight, convolution.bias
+    none, one = ([n] * (weight.ndim - 2) for n in (0, 1))
+    return torch.mkldnn_convolution(voxels, weight, bias, none, one, one, convolution.groups)
 
 
 def interleave(phases: torch.Tensor, factor: Shape) -> torch.Tensor:
