@@ -58,7 +58,8 @@ def made_by(task: EnhanceTask):
 def test_a_region_is_made_in_halves_until_they_fit(task, monkeypatch):
     receipt, wanted = made_by(task)
     assert receipt.halvings == 0
-    real, limit = torch.mkldnn_convolution, 50 * 88 * 88  # with a halo of 12, halves of one axis do not fit, halves of two do
+    # With a halo of 12, halves of one axis do not fit, halves of two do.
+    real, limit = torch.mkldnn_convolution, 50 * 88 * 88
 
     def convolve(voxels, *rest):
         if voxels.shape[1] == 1 and voxels[0, 0].numel() > limit:
