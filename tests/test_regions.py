@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import pickle
 import signal
@@ -174,6 +175,15 @@ def test_the_place_of_an_error_and_its_cause_are_told_also_after_all_tries(clien
     task = Faulty(tmp_path / "tries", times=1000, error=errno.ESTALE)
     assert module._run_one(task, region).startswith("region 4 at (4,): OSError: [Errno 116]")
     assert task.counter.read_text() == "xx"
+
+
+def test_nothing_is_kept_of_regions_that_are_done(client, tmp_path):
+    task, kept = Faulty(tmp_path / "tries", times=0), []
+    for _ in range(2):
+        run_regions(client, task, Regions(shape=(500,), unit=(1,)), on_receipt=lambda receipt: None)
+        gc.collect()
+        kept.append(sys.getallocatedblocks())
+    assert kept[1] - kept[0] < 500  # of Python's memory, not even one block for each
 
 
 @dataclass(frozen=True)

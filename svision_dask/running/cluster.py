@@ -7,13 +7,13 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from multiprocessing import resource_tracker
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from svision_dask.backend import Device, best_precision, check_emulated, gpu_memory, process_bytes, share_of_gpu
 from svision_dask.errors import ClusterError, one_line
@@ -112,7 +112,7 @@ def local_client(*, workers: int, memory_bytes: int, seats: int = 1, gpus: Seque
         If they cannot be started.
     """
     import dask
-    from distributed import Client, Nanny, Scheduler, SpecCluster
+    from distributed import Client, Nanny, Scheduler, SpecCluster, scheduler, worker
 
     settings = {
         # Nearly all memory of a region is tensors and arrays that dask does not manage: it can neither spill them nor
@@ -130,13 +130,15 @@ def local_client(*, workers: int, memory_bytes: int, seats: int = 1, gpus: Seque
     with ExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory(prefix="svision-dask-", ignore_cleanup_errors=True))
         stack.enter_context(dask.config.set(settings))
-        scheduler = {
+        of_scheduler = {
+            "extensions": _extensions(scheduler.DEFAULT_EXTENSIONS),
             "host": "127.0.0.1",  # whoever reaches a scheduler's port can run code
             "dashboard": dask.config.get(DASHBOARD, False),
             # Any free port for what is served even without a dashboard: 8787 would warn when it is taken.
             "dashboard_address": "127.0.0.1:0",
         }
-        worker = {
+        of_worker = {
+            "extensions": _extensions(worker.DEFAULT_EXTENSIONS),
             "host": "127.0.0.1",
             "nthreads": seats,
             "memory_limit": memory_bytes,
@@ -148,8 +150,8 @@ def local_client(*, workers: int, memory_bytes: int, seats: int = 1, gpus: Seque
         with _deaf_to_signals():
             try:
                 cluster = SpecCluster(
-                    scheduler={"cls": Scheduler, "options": scheduler},
-                    workers={i: {"cls": Nanny, "options": {**worker, **own[i]}} for i in range(workers)},
+                    scheduler={"cls": Scheduler, "options": of_scheduler},
+                    workers={i: {"cls": Nanny, "options": {**of_worker, **own[i]}} for i in range(workers)},
                     silence_logs=logging.CRITICAL,
                 )
             except RuntimeError as error:
@@ -158,6 +160,14 @@ def local_client(*, workers: int, memory_bytes: int, seats: int = 1, gpus: Seque
         if dask.config.get(DASHBOARD, False):
             sys.stderr.write(f"dashboard {client.dashboard_link}\n")
         yield client
+
+
+def _extensions(usual: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what keeps 0.4 kB of every task for as long as the scheduler lives, and only the dashboard shows."""
+    import dask
+
+    shown = dask.config.get(DASHBOARD, False)
+    return {name: extension for name, extension in usual.items() if shown or name != "spans"}
 
 
 def _visible(gpu: str) -> str:
