@@ -45,7 +45,7 @@ APPLIED_AT = (8, 120, 120)
 SPARE = (6, 21, 29)
 """Coarse voxels (z, y, x) by which a volume is larger than the least block: so there are several, of unequal sizes."""
 LITTLE = (1, 2, 2)
-"""The same for ``paper``, of whose least blocks onnxruntime makes five in a minute."""
+"""The same for ``paper``, whose halo leaves little of a block: bioimageio.core would make hundreds."""
 TILE = (9, 20, 27)
 """Coarse voxels (z, y, x) that a tile of ONNX or torch is responsible for, of the volume's, which is no multiple."""
 
@@ -73,7 +73,8 @@ def measure(name: str) -> Row:
         for suffix, run in RUNS.items():
             path = Path(folder) / f"model.{suffix}"
             export_model(model, path, licence="CC0-1.0", authors=["Nobody"] if suffix == "zip" else [])
-            for what, theirs in run(path, voxels[None, None], axes):
+            runs = run(path, voxels[None, None], axes)
+            for what, theirs in itertools.islice(runs, 1) if (name, suffix) == ("paper", "zip") else runs:
                 difference = np.abs(theirs.reshape(ours.shape) - ours).max()
                 row[what] = float(difference / np.ptp(ours))
     return row

@@ -18,8 +18,8 @@ from wire import slow_network
 
 from tests.hosts import IMPORTED, crew, disk
 
-FIRST_KIB = 4096
-"""Of the disk; an output takes about ten times as much."""
+FIRST_KIB = 1024
+"""Of the disk; an output takes about four times as much."""
 
 
 def make(soak: soaking.Soak) -> None:
@@ -51,7 +51,7 @@ def kill(process: subprocess.Popen[Any], soak: soaking.Soak) -> None:
     """Kill a worker, which its nanny replaces, or the command, now and then."""
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(soak.rng.uniform(0.5, 3) * soak.seconds)
+            process.wait(soak.rng.uniform(0.2, 1.5) * soak.seconds)
             return
         if soak.rng.random() < 0.2:
             process.kill()

@@ -65,7 +65,7 @@ class Soak:
             assert "Traceback" not in log, log
             stale = (
                 ended == 1 and os.strerror(errno.ESTALE) in log
-            )  # of the command's own files, which it does not retry
+            )  # of files of the command itself; only receipts are tried again
             assert ended in (0, 3, -signal.SIGKILL) or stale, log
 
     @property
