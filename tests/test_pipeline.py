@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import warnings
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import zarr
 
 from svision_dask.errors import ImageError, OutputError, UsageError
 from svision_dask.omezarr.read import list_levels, read_provenance
+from svision_dask.omezarr.write import open_level
 from svision_dask.opening.formats import open_volume, stack_channels
+from svision_dask.running import display, patience
 from svision_dask.running.cluster import local_client
 from svision_dask.running.enhancement import enhance
 from svision_dask.running.pipeline import copy_to_zarr, enhance_to_zarr, plan_volume
@@ -168,6 +171,23 @@ def test_a_region_that_fails_leaves_a_store_that_is_not_published(client, tmp_pa
         enhance_to_zarr(volume_of(values, "zyx"), path, model=tiny((2, 2, 2)), wishes=wishes, client=client)
     np.nan_to_num(values, copy=False)
     enhance_to_zarr(volume_of(values, "zyx"), path, model=tiny((2, 2, 2)), wishes=wishes, client=client, overwrite=True)
+    assert read_provenance(path)["state"] == "complete"
+
+
+def test_an_output_is_finished_although_its_folder_is_stale_for_a_while(client, volume, tmp_path, monkeypatch) -> None:
+    tries = []
+
+    def stale_at_first(*place):
+        tries.append(place)
+        if len(tries) < 3:
+            raise OSError(errno.ESTALE, "Stale file handle", str(tmp_path))
+        return open_level(*place)
+
+    monkeypatch.setattr(display, "open_level", stale_at_first)
+    monkeypatch.setattr(patience, "PAUSES", (0.01, 0.01))
+    path, wishes = tmp_path / "fine.ome.zarr", LAYOUTS["one shard per region"]
+    enhance_to_zarr(volume, path, model=tiny((2, 2, 2)), wishes=wishes, client=client)
+    assert len(tries) == 3
     assert read_provenance(path)["state"] == "complete"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from svision_dask.running.label_images import label_levels, label_place, label_p
 from svision_dask.running.ledger import UNDONE, Ledger, Receipt, Record, claim, first_difference
 from svision_dask.running.outcome import Made
 from svision_dask.running.output import begun_record, remove_existing
+from svision_dask.running.patience import patiently
 from svision_dask.running.progress import ClusterState, RunProgress, Tally, timestamp, watched
 from svision_dask.running.regions import CoarsenTask, CopyTask, EnhanceTask
 from svision_dask.running.scheduling import GOES_NOT_ON, GOES_ON, RegionTask, run_regions
@@ -139,10 +141,10 @@ def make_image(
             _make_labels(job, cluster)
             for each in maps:
                 _make_coarser(each, cluster)
-                _publish(each)
+                patiently(partial(_publish, each))
         if plan.trust:
             summary = summarise_maps(job.volume, {kind: map_place(job.output, kind) for kind in MAPS}, job.noise)
-        _publish(image, **({"trust": summary} if summary else {}))
+        patiently(partial(_publish, image, **({"trust": summary} if summary else {})))
     return Made(levels=job.levels, trust=summary, **image.tally.counted)
 
 
