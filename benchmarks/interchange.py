@@ -36,6 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
     "fast, point": {"factor": 2, "degrade": "point"},
     "fast, axial": {"factor": 2, "axial": True},
     "best": {"factor": 2, "preset": "best"},
+    "paper, planes": {"factor": (2, 2), "axes": "yx", "preset": "paper"},
     "paper": {"factor": 2, "preset": "paper"},
 }
 STEPS = 100

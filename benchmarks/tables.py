@@ -125,7 +125,7 @@ def _interchange() -> Iterator[str]:
     yield f"| model | halo | {' | '.join(runs)} |"
     yield "|---" * (len(runs) + 2) + "|"
     for row in rows:
-        off = " | ".join(f"{row[run]:.0e}" for run in runs)
+        off = " | ".join(f"{row[run]:.0e}" if run in row else "–" for run in runs)
         yield f"| {row['model']} | {'×'.join(map(str, row['halo']))} | {off} |"
 
 

@@ -13,6 +13,7 @@ import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 
 import dask
 import numpy as np
@@ -203,6 +204,16 @@ def test_a_worker_that_cannot_see_the_output_or_the_model_is_named_before_anythi
 def test_a_model_that_is_another_one_on_a_worker_is_named(alone):
     (problem,) = attempt(Trial(model=str(model_of(alone)), digest="0" * 64)).problems
     assert "the model file has changed" in problem
+
+
+def test_the_first_worker_is_waited_for_and_one_that_never_comes_is_not_waited_for_for_ever(monkeypatch):
+    with Client(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as client:
+        monkeypatch.setattr(preflight, "JOIN_SECONDS", 0.2)
+        with pytest.raises(ClusterError, match=r"no worker within 0 s\. Start workers"):
+            inspect_workers(client)
+        monkeypatch.setattr(preflight, "JOIN_SECONDS", 60)
+        Timer(1, client.cluster.scale, args=(1,)).start()
+        assert len(inspect_workers(client).workers) == 1
 
 
 def test_workers_that_cannot_read_the_input_say_so(image, tmp_path):

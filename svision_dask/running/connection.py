@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from svision_dask.errors import ClusterError, UsageError, one_line
 from svision_dask.running.cluster import DASHBOARD, SHORT_LOGS, local_client, this_machine
-from svision_dask.running.preflight import within
+from svision_dask.running.preflight import JOIN_SECONDS, waited_for, within
 from svision_dask.workload import SEATS
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 30
 QUEUE_SECONDS = 24 * 3600
 """How long to wait for the first worker: a batch system takes its time."""
-JOIN_SECONDS = 60
-"""How long to wait for the first worker of a cluster that runs already."""
 SLURM_OPTIONS = {"partition": "queue", "time": "walltime", "account": "account", "memory": "memory"}
 """Ours, and what dask-jobqueue calls them."""
 SLURM_DEFAULTS = {"jobs": "1", "cores": "4", "memory": "16GB", "time": "4:00:00"}
@@ -107,9 +105,9 @@ def connected(connection: Connection) -> Iterator[Client | None]:
         if connection.gpus:
             yield stack.enter_context(_on_gpus(connection))
         elif connection.slurm:
-            yield _waited_for(stack.enter_context(_on_slurm(connection.slurm)), QUEUE_SECONDS)
+            yield waited_for(stack.enter_context(_on_slurm(connection.slurm)), QUEUE_SECONDS)
         elif address:
-            yield _waited_for(stack.enter_context(_joined(connection, address)), JOIN_SECONDS)
+            yield waited_for(stack.enter_context(_joined(connection, address)), JOIN_SECONDS)
         else:
             yield None
 
@@ -179,15 +177,6 @@ def _warn_if_open(client: Client) -> None:
             OpenClusterWarning,
             stacklevel=2,
         )
-
-
-def _waited_for(client: Client, seconds: float) -> Client:
-    """Wait for the first worker."""
-    try:
-        client.wait_for_workers(1, timeout=seconds)
-    except TimeoutError as error:
-        raise ClusterError(f"no worker within {seconds:.0f} s. Start workers, or look why none comes.") from error
-    return client
 
 
 @contextmanager

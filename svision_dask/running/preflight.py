@@ -30,6 +30,10 @@ SHARE_OF_LIMIT = 0.7
 """What a region may use of a worker's memory limit: dask pauses a worker at 0.8 of it."""
 ANSWER_SECONDS = 180
 """How long a worker may take to answer; the first time it has to import torch, for a minute on a busy machine."""
+JOIN_SECONDS = 60.0
+"""How long to wait for the first worker of a cluster that runs already."""
+LOOKS = 3
+"""How often to look at workers of which none stays long enough to answer."""
 CLOCK_SECONDS = 60.0
 """By how much clocks may differ before it is worth a word."""
 
@@ -143,8 +147,39 @@ def inspect_workers(
     Raises
     ------
     ClusterError
-        If there are no workers.
+        If there are no workers, and none comes.
     """
+    for _ in range(LOOKS):  # all may be gone before they answer, and others on their way
+        waited_for(client, JOIN_SECONDS)
+        workers = _look(client, volume, output, model, device)
+        if workers:
+            return Crew(workers=tuple(sorted(workers, key=lambda worker: (worker.host, worker.address))))
+    raise ClusterError("workers of the cluster end before they answer. Look at their logs.")
+
+
+def waited_for(client: Client, seconds: float) -> Client:
+    """Wait for the first worker.
+
+    Raises
+    ------
+    ClusterError
+        If none comes.
+    """
+    try:
+        client.wait_for_workers(1, timeout=seconds)
+    except TimeoutError as error:
+        raise ClusterError(f"no worker within {seconds:.0f} s. Start workers, or look why none comes.") from error
+    return client
+
+
+def _look(
+    client: Client,
+    volume: Volume | None,
+    output: str | Location | None,
+    model: Path | None,
+    device: Device | None,
+) -> list[Worker]:
+    """Describe the workers there are."""
     known = known_workers(client)
     seen = _asked(client, _version_probe(PACKAGES))
     now, ours = time.time(), versions_here()
@@ -166,12 +201,10 @@ def inspect_workers(
                 problems=tuple(_differences(ours, facts["versions"])),
             )
         )
-    if not workers:
-        raise ClusterError("the cluster has no workers. Start some.")
-    if not any(worker.problems for worker in workers):  # others could not even take our question
-        with prepared(volume, output, model) as trial:
-            workers = _tried(client, workers, trial, device)
-    return Crew(workers=tuple(sorted(workers, key=lambda worker: (worker.host, worker.address))))
+    if not workers or any(worker.problems for worker in workers):  # such could not even take our question
+        return workers
+    with prepared(volume, output, model) as trial:
+        return _tried(client, workers, trial, device)
 
 
 def known_workers(client: Client) -> Mapping[str, Any]:
