@@ -8,17 +8,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+"""What decides how fast a processor convolves, which names do not tell."""
 PACKAGES = ("dask", "distributed", "numpy", "ome-zarr", "svision-dask", "tifffile", "torch", "zarr")
 
 
 def environment() -> dict[str, Any]:
     """Processor, cores, memory and versions, as plain values."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     return {
-        "processor": model,
+        "processor": told.get("model name", platform.processor()),
+        "instructions": [name for name in INSTRUCTIONS if name in told.get("flags", "").split()],
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

@@ -23,6 +23,7 @@ import zarr
 from environment import environment
 from memory import ramp_volume, small_model
 from rows import RESULTS
+from tiles import Case
 from tiles import measure as measure_tiles
 
 from svision_dask.backend import PRECISIONS, Backend, Device, to_device, to_host
@@ -178,7 +179,7 @@ def tiles(preset: Any, side: int, device: Device) -> list[Row]:
     """Compare smaller tiles with the largest, which the plan takes."""
     return [
         Row(f"{preset}, tile of {'×'.join(map(str, row['tile']))}, speed against the largest", row["of the first"])
-        for row in measure_tiles(preset, side, device)[1:]
+        for row in measure_tiles(Case(preset, (side,) * 3), device)[1:]
     ]
 
 

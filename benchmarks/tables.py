@@ -131,10 +131,12 @@ def _interchange() -> Iterator[str]:
 
 def _tiles() -> Iterator[str]:
     """Set the speed of smaller tiles beside that of the largest."""
-    yield from ("| preset | tile, in coarse voxels | fine voxels per second, of those of the first |", "|---|---|---|")
-    for preset, rows in _read("tiles")["found"].items():
+    yield "| what | tile, in coarse voxels | fine voxels per second, of those of the first | planned |"
+    yield "|---|---|---|---|"
+    for name, rows in _read("tiles")["found"].items():
         for row in rows:
-            yield f"| {preset} | {'×'.join(map(str, row['tile']))} | {row['of the first']:.2f} |"
+            tile = "×".join(map(str, row["tile"]))
+            yield f"| {name} | {tile} | {row['of the first']:.2f} | {'yes' if row['planned'] else ''} |"
 
 
 TABLES: Mapping[str, Callable[[], Iterator[str]]] = {

@@ -17,13 +17,17 @@ from svision_dask.codec import Codec, check_bytes, usual_codec
 from svision_dask.cutting import ENOUGH_REGIONS, chunk_of, region_of
 from svision_dask.degradation import Sampling
 from svision_dask.errors import PlanError
-from svision_dask.geometry import SPATIAL, Grid, Regions, Shape
+from svision_dask.geometry import SPATIAL, Grid, Regions, Shape, spatial_shape
 from svision_dask.notebook import html_table, per_axis
 from svision_dask.wishes import Machine, Pyramid, Version, Wishes
 from svision_dask.workload import SEATS, Workload
 
 ENOUGH_MEMORY = 1.25
 """More processes with smaller tiles are preferred to fewer with larger ones, up to so many times the work per core."""
+LIGHT_BYTES = 512 * 2**20
+"""Forward passes that take more memory are slower: a processor gets pages for each of their tensors anew."""
+MORE_HALO = 1.25
+"""And yet faster than tiles that are so many times more halo."""
 MAP_ITEMSIZE = 4
 """Bytes of a voxel of a trust map, which is float32."""
 COMPRESSION = 10
@@ -262,17 +266,38 @@ def tile_chunks(shape: Shape, tile: Shape, halo: Shape) -> tuple[tuple[int, ...]
     return tuple(chunks)
 
 
+def halved(tile: Shape, halo: Shape) -> Shape | None:
+    """Halve the longest axis of a tile; None if not even a halo's worth would be left of it."""
+    # A tile shorter than its halo would need neighbours' neighbours.
+    shrinkable = [i for i, (t, h) in enumerate(zip(tile, halo, strict=True)) if t >= 2 * max(h, 1) and t > 1 and h]
+    if not shrinkable:
+        return None
+    longest = max(shrinkable, key=lambda i: tile[i])
+    return (*tile[:longest], -(-tile[longest] // 2), *tile[longest + 1 :])
+
+
 def largest_tile(limit: Shape, halo: Shape, fits: Callable[[Shape], bool]) -> Shape | None:
-    """Find the largest tile that fits, halving the longest axis of ``limit``; None if not even a halo's worth does."""
-    tile = list(limit)
-    while not fits(tuple(tile)):
-        # A tile shorter than its halo would need neighbours' neighbours.
-        shrinkable = [i for i, (t, h) in enumerate(zip(tile, halo, strict=True)) if t >= 2 * max(h, 1) and t > 1 and h]
-        if not shrinkable:
-            return None
-        longest = max(shrinkable, key=lambda i: tile[i])
-        tile[longest] = -(-tile[longest] // 2)
-    return tuple(tile)
+    """Find the largest tile that fits, ``limit`` or what comes of halving it; None if none does."""
+    tile: Shape | None = limit
+    while tile is not None and not fits(tile):
+        tile = halved(tile, halo)
+    return tile
+
+
+def lighter_tile(largest: Shape, halo: Shape, tile_bytes: Callable[[Shape], int]) -> Shape:
+    """Halve a tile as long as a forward pass takes much memory, but not where that makes halos much of the work."""
+    tile, most = largest, MORE_HALO * _with_halo(largest, halo)
+    while tile_bytes(tile) > LIGHT_BYTES:
+        smaller = halved(tile, halo)
+        if smaller is None or _with_halo(smaller, halo) > most:
+            break
+        tile = smaller
+    return tile
+
+
+def _with_halo(tile: Shape, halo: Shape) -> float:
+    """Count the voxels that enter a forward pass, per voxel of its tile."""
+    return math.prod((t + 2 * h) / t for t, h in zip(tile, halo, strict=True))
 
 
 def _check_sizes(grid: Grid, wishes: Wishes) -> None:
@@ -323,9 +348,12 @@ def _memory(wishes: Wishes, machine: Machine, processes: int) -> int:
 
 
 def _tile(work: Workload, wishes: Wishes, memory: int) -> Shape | None:
-    """Take the tile that was asked for, or the largest; None if it does not fit."""
+    """Take the tile that was asked for, or one that is fast; None if it does not fit."""
     if wishes.tile is None:
-        return largest_tile(work.region_tile, work.halo, lambda tile: work.fits(tile, memory))
+        largest = largest_tile(work.region_tile, work.halo, lambda tile: work.fits(tile, memory))
+        if largest is None or work.gpu_bytes is not None:
+            return largest
+        return lighter_tile(largest, work.halo, lambda tile: work.tile_bytes(spatial_shape(work.axes, tile)))
     tile = tuple(min(wishes.tile.get(axis, n), n) for axis, n in zip(work.axes, work.region_tile, strict=True))
     for axis, t, h, n in zip(work.axes, tile, work.halo, work.region_tile, strict=True):
         if t < h and -(-n // t) > 2:

@@ -17,7 +17,7 @@ from svision_dask.cutting import ENOUGH_REGIONS
 from svision_dask.errors import PlanError
 from svision_dask.geometry import SPATIAL, Grid, Regions
 from svision_dask.network.architecture import architecture
-from svision_dask.plan import Plan, largest_tile, plan_enhancement, tile_chunks
+from svision_dask.plan import LIGHT_BYTES, MORE_HALO, Plan, halved, largest_tile, plan_enhancement, tile_chunks
 from svision_dask.volume import Volume, read_mirrored
 from svision_dask.wishes import Machine, Wishes
 from svision_dask.workload import SEATS
@@ -222,6 +222,31 @@ def test_the_tile_is_halved_until_it_fits_but_never_below_its_halo(limit, halo, 
         assert all(t == n or t >= max(h, 1) for t, n, h in zip(tile, limit, halo, strict=True))
     else:  # no axis could have been halved any more
         assert math.prod(min(n, max(2 * h - 1, 1)) if h else n for n, h in zip(limit, halo, strict=True)) > voxels
+
+
+@given(
+    shape=st.tuples(*[st.integers(100, 2000)] * 3),
+    halo=st.tuples(*[st.integers(1, 20)] * 3),
+    shard=st.sampled_from([128, 256, 512]),
+)
+@settings(deadline=None)
+def test_a_processor_takes_tiles_that_are_light_unless_that_makes_halos_much_of_the_work(shape, halo, shard):
+    wishes = Wishes(shard=dict.fromkeys("zyx", shard), chunk=dict.fromkeys("zyx", 64))
+    large = plan_of("zyx", shape, halo=halo, wishes=replace(wishes, device="cuda", gpu_bytes=2**40)).tile
+    tile = plan_of("zyx", shape, halo=halo, wishes=wishes).tile
+
+    def haloed(tile: tuple[int, ...]) -> int:
+        return math.prod(t + 2 * h for t, h in zip(tile, halo, strict=True))
+
+    def halo_share(tile: tuple[int, ...]) -> float:
+        return haloed(tile) / math.prod(tile)
+
+    assert halo_share(tile) <= MORE_HALO * halo_share(large)
+    if BYTES_PER_VOXEL * haloed(large) <= LIGHT_BYTES:
+        assert tile == large
+    if BYTES_PER_VOXEL * haloed(tile) > LIGHT_BYTES:
+        smaller = halved(tile, halo)
+        assert smaller is None or halo_share(smaller) > MORE_HALO * halo_share(large)
 
 
 def test_without_wishes_chunks_and_shards_are_cubes_and_planes():

@@ -16,7 +16,7 @@ from svision_dask.backend import CPU, Backend
 from svision_dask.errors import ImageError, ModelError, PlanError
 from svision_dask.geometry import SPATIAL, Shape, spatial_shape
 from svision_dask.network.model import Model
-from svision_dask.plan import largest_tile, tile_chunks
+from svision_dask.plan import largest_tile, lighter_tile, tile_chunks
 from svision_dask.volume import Volume, check_volume, mirror
 
 TILE_BYTES = 2**30
@@ -44,7 +44,7 @@ def enhance(volume: Volume, model: Model, *, tile: Mapping[str, int] | None = No
         Trained on this volume, or on one like it.
     tile
         Coarse voxels per spatial axis that one forward pass is responsible for; the halo comes on top. By default, as
-        large as 1 GiB allows.
+        large as 1 GiB allows, or, on a processor, as half of it does if halos allow that.
     backend
         What computes, and in which precision.
 
@@ -79,7 +79,7 @@ def enhance(volume: Volume, model: Model, *, tile: Mapping[str, int] | None = No
     check_volume(volume)
     axes = volume.grid.axes
     check_model(model, volume)
-    size = _full(axes, _default_tile(model, volume) | dict(tile or {}))
+    size = _full(axes, _default_tile(model, volume, backend) | dict(tile or {}))
     halo = _full(axes, dict(zip(SPATIAL, model.halo, strict=True)), missing=0)
     _check_tiles(volume.grid.shape, size, halo, axes)
     haloed = volume.voxels
@@ -233,11 +233,13 @@ def _full(axes: str, named: Mapping[str, int], *, missing: int = 1) -> Shape:
     return tuple(named[axis] if axis in SPATIAL else missing for axis in axes)
 
 
-def _default_tile(model: Model, volume: Volume) -> dict[str, int]:
+def _default_tile(model: Model, volume: Volume, backend: Backend) -> dict[str, int]:
     shape = spatial_shape(volume.grid.axes, volume.grid.shape)
     tile = largest_tile(shape, model.halo, lambda t: _fits(model, t))
     if tile is None:
         raise PlanError(f"no tile with halo {model.halo} fits into {TILE_BYTES / 2**20:.0f} MiB. Give a tile.")
+    if backend.device == "cpu":
+        tile = lighter_tile(tile, model.halo, model.architecture.tile_bytes)
     return dict(zip(SPATIAL, tile, strict=True))
 
 

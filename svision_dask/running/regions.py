@@ -20,7 +20,7 @@ from svision_dask.network.model import load_model_once
 from svision_dask.omezarr.metadata import read_provenance
 from svision_dask.omezarr.pyramid import block_mean
 from svision_dask.omezarr.write import open_level
-from svision_dask.plan import Plan, largest_tile
+from svision_dask.plan import Plan, halved
 from svision_dask.running.enhancement import enhance_haloed
 from svision_dask.running.ledger import UNDONE, Receipt
 from svision_dask.stores.remote_store import folder_of
@@ -59,7 +59,7 @@ class EnhanceTask:
         try:
             return replace(self._made_in(tile, region), halvings=halvings)
         except (MemoryError, RuntimeError) as error:
-            smaller = largest_tile(tile, self.plan.halo, lambda size: size != tile)
+            smaller = halved(tile, self.plan.halo)
             if smaller is None or not is_out_of_memory(error):
                 raise
         release_memory()  # only here: while an error is handled, its traceback holds on to the tensors

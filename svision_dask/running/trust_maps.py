@@ -22,7 +22,7 @@ from svision_dask.geometry import SPATIAL, Region, Regions, Shape, spatial_shape
 from svision_dask.network.baselines import reduced
 from svision_dask.network.ensemble import orientations, reduction_margin
 from svision_dask.network.model import Model, load_model_once
-from svision_dask.plan import Plan, largest_tile
+from svision_dask.plan import Plan, halved
 from svision_dask.running.enhancement import cast
 from svision_dask.running.ledger import Receipt
 from svision_dask.running.regions import EnhanceTask, computing, own_level, write_checked
@@ -81,7 +81,7 @@ class TrustTask:
         try:
             return self._made_in(tile, region), halvings
         except (MemoryError, RuntimeError) as error:
-            smaller = largest_tile(tile, self.image.plan.halo, lambda size: size != tile)
+            smaller = halved(tile, self.image.plan.halo)
             if smaller is None or not is_out_of_memory(error):
                 raise
         release_memory()  # only here: while an error is handled, its traceback holds on to the tensors
