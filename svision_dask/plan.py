@@ -24,10 +24,10 @@ from svision_dask.workload import SEATS, Workload
 
 ENOUGH_MEMORY = 1.25
 """More processes with smaller tiles are preferred to fewer with larger ones, up to so many times the work per core."""
-LIGHT_BYTES = 512 * 2**20
-"""Forward passes that take more memory are slower: a processor gets pages for each of their tensors anew."""
+LIGHT_BYTES = 88 * 2**20
+"""Of a forward pass whose tensors have 32 MiB: for larger ones the C library gets new pages, every time."""
 MORE_HALO = 1.25
-"""And yet faster than tiles that are so many times more halo."""
+"""That costs less than so many times more halo does."""
 MAP_ITEMSIZE = 4
 """Bytes of a voxel of a trust map, which is float32."""
 COMPRESSION = 10
