@@ -7,14 +7,18 @@ import torch
 import torch.nn.functional as F
 
 from svision_dask.network.architecture import PRESETS, Layer, architecture
-from svision_dask.network.layers import Network, interleave
+from svision_dask.network.layers import Network, _adds_in_place, interleave
 
 
-def network_of(preset: str, axes: str) -> Network:
+def network_of(preset: str, axes: str, slope: float | None = None) -> Network:
     factor = (2, 2, 2) if axes == "zyx" else (1, 2, 2)
-    network = Network(architecture(preset, factor, axes).stages[0].layers, axes)
+    network = Network(architecture(preset, factor, axes).stages[0].layers, axes, slope)
     network.start(torch.Generator().manual_seed(0))
     return network.requires_grad_(requires_grad=False)
+
+
+def profiled() -> torch.profiler.profile:
+    return torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
 
 
 @pytest.mark.parametrize("factor", [(2, 2, 2), (1, 2, 2), (2, 1, 2), (1, 1, 2)])
@@ -38,9 +42,25 @@ def test_a_network_is_its_steps_whatever_computes_them(preset, axes):
     expected = network.steps.double()(coarse.double() if axes == "zyx" else coarse.double().squeeze(2))
     found = network.float()(coarse)
     torch.testing.assert_close(found, expected.float().reshape(found.shape), rtol=1e-4, atol=1e-5)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with profiled() as profile:
         network(coarse)
     assert not any("slow_conv" in event.key for event in profile.key_averages())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("axes", ["zyx", "yx"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_without_gradients_features_share_memory_and_are_the_same(preset, axes, batch):
+    network = network_of(preset, axes, slope=0.1)
+    size = tuple(2 * r + (9 if r else 1) for r in network.reach)
+    coarse = torch.rand(batch, 1, *size, generator=torch.Generator().manual_seed(2))
+    given, wanted = coarse.clone(), network(coarse)
+    with torch.inference_mode(), profiled() as profile:
+        found = network(coarse)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+    assert torch.equal(coarse, given)
+    used = [event for event in profile.key_averages() if "convolution_pointwise_" in event.key]
+    assert bool(used) is _adds_in_place(torch.float32, len(axes))
 
 
 @pytest.mark.parametrize("preset", PRESETS)

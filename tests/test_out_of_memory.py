@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from svision_dask.network.architecture import architecture
+from svision_dask.network.layers import Network
 from svision_dask.omezarr.write import create_store, open_level
 from svision_dask.opening.formats import open_volume
 from svision_dask.plan import Plan
@@ -59,14 +60,14 @@ def test_a_region_is_made_in_halves_until_they_fit(task, monkeypatch):
     receipt, wanted = made_by(task)
     assert receipt.halvings == 0
     # With a halo of 12, halves of one axis do not fit, halves of two do.
-    real, limit = torch.mkldnn_convolution, 50 * 88 * 88
+    real, limit = Network.forward, 50 * 88 * 88
 
-    def convolve(voxels, *rest):
-        if voxels.shape[1] == 1 and voxels[0, 0].numel() > limit:
+    def forward(network, voxels):
+        if voxels.numel() > limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        return real(voxels, *rest)
+        return real(network, voxels)
 
-    monkeypatch.setattr(torch, "mkldnn_convolution", convolve)
+    monkeypatch.setattr(Network, "forward", forward)
     receipt, found = made_by(task)
     assert receipt.halvings == 2
     assert np.abs(found.astype(int) - wanted).max() <= TOLERANCE
@@ -75,11 +76,11 @@ def test_a_region_is_made_in_halves_until_they_fit(task, monkeypatch):
 def test_what_is_no_lack_of_memory_is_not_tried_again(task, monkeypatch):
     tried = []
 
-    def convolve(*rest):
+    def forward(*rest):
         tried.append(rest)
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(torch, "mkldnn_convolution", convolve)
+    monkeypatch.setattr(Network, "forward", forward)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         made_by(task)
     assert len(tried) == 1

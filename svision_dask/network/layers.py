@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -45,10 +46,39 @@ class Network(nn.Module):
         voxels = coarse.squeeze(2) if self.planar else coarse
         if not torch.compiler.is_exporting():  # where channels lie in memory is each runtime's own affair
             voxels = voxels.contiguous(memory_format=self._memory_format)
-        for step in self.steps:
-            convolves = isinstance(step, nn.Conv2d | nn.Conv3d)
-            voxels = _by_onednn(step, voxels) if convolves and _is_for_onednn(voxels) else step(voxels)
+        if self._reuses_memory(voxels):
+            voxels = self._features(voxels)
+            voxels = _convolved(self.steps[-1], voxels)
+        else:
+            for step in self.steps:
+                voxels = _convolved(step, voxels) if isinstance(step, nn.Conv2d | nn.Conv3d) else step(voxels)
         return voxels.unsqueeze(2) if self.planar else voxels
+
+    def _reuses_memory(self, voxels: torch.Tensor) -> bool:
+        """Whether nobody needs the features of a layer once the next one is done, and torch can write over them."""
+        on_cpu = voxels.device.type == "cpu" and not torch.compiler.is_exporting()
+        in_place = all(isinstance(step, nn.LeakyReLU) for step in list(self.steps)[1::2])
+        return on_cpu and in_place and not torch.is_grad_enabled() and _adds_in_place(voxels.dtype, voxels.ndim - 2)
+
+    def _features(self, voxels: torch.Tensor) -> torch.Tensor:
+        """Apply all layers but the last, in two pieces of memory that take turns.
+
+        Memory of this size comes from the system, which has to clear it: one piece for each layer takes up to half as
+        long again.
+        """
+        steps = list(self.steps)
+        layers = list(zip(steps[:-1:2], steps[1::2], strict=True))
+        sizes, spatial = [], voxels.shape[2:]
+        for convolution, _ in layers:
+            assert isinstance(convolution, nn.Conv2d | nn.Conv3d), convolution
+            spatial = torch.Size(n - k + 1 for n, k in zip(spatial, convolution.kernel_size, strict=True))
+            sizes.append((len(voxels), *spatial, convolution.out_channels))
+        pieces = [voxels.new_empty(max(map(math.prod, sizes[i::2]), default=0)) for i in (0, 1)]
+        for (convolution, activation), size in zip(layers, sizes, strict=True):
+            features = pieces[0][: math.prod(size)].view(size).movedim(-1, 1)  # channels last, as convolutions want it
+            voxels = activation(_add_convolution(features.zero_(), convolution, voxels))
+            pieces.reverse()
+        return voxels
 
     def start(self, generator: torch.Generator) -> None:
         """Draw weights such that a standardised input keeps its variance, and the first residual is nearly zero."""
@@ -71,16 +101,46 @@ def _is_for_onednn(voxels: torch.Tensor) -> bool:
     return bool(there) and voxels.dtype == torch.float32 and not torch.compiler.is_exporting()
 
 
-def _by_onednn(convolution: nn.Module, voxels: torch.Tensor) -> torch.Tensor:
+def _convolved(convolution: nn.Module, voxels: torch.Tensor) -> torch.Tensor:
     """Convolve as torch does, to the bit, and up to four times as fast.
 
     torch takes another way where batch, channels and the first two lengths multiply to less than some number: for the
     first layer, which has one channel, and for small tiles.
     """
+    if not _is_for_onednn(voxels):
+        return convolution(voxels)  # type: ignore[no-any-return]  # torch's annotations lack it
+    return torch.mkldnn_convolution(voxels, *_arguments(convolution))
+
+
+def _add_convolution(features: torch.Tensor, convolution: nn.Module, voxels: torch.Tensor) -> torch.Tensor:
+    """Add a convolution to ``features``, where they are: the only way that torch has to say where its result goes."""
+    added = torch.ops.mkldnn._convolution_pointwise_.binary  # what torch.compile makes of an addition
+    return added(features, voxels, *_arguments(convolution), "add", 1.0, None, [], None)  # type: ignore[no-any-return]
+
+
+def _arguments(convolution: nn.Module) -> tuple[Any, ...]:
+    """Weight, bias, padding, stride, dilation and groups."""
     assert isinstance(convolution, nn.Conv2d | nn.Conv3d), convolution
-    weight, bias = convolution.weight, convolution.bias
+    weight = convolution.weight
     none, one = ([n] * (weight.ndim - 2) for n in (0, 1))
-    return torch.mkldnn_convolution(voxels, weight, bias, none, one, one, convolution.groups)
+    return weight, convolution.bias, none, one, one, convolution.groups
+
+
+@cache
+def _adds_in_place(dtype: torch.dtype, axes: int) -> bool:
+    """Try it: torch promises nothing about what is not public, and not all processors have it for all types."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):  # the weights do not matter, and the caller's numbers are the caller's
+        convolution: Any = (nn.Conv2d if axes == 2 else nn.Conv3d)(4, 8, 3, dtype=dtype)
+    voxels = torch.rand(1, 4, *[8] * axes, generator=generator).to(dtype)
+    features = torch.zeros(1, *[6] * axes, 8, dtype=dtype).movedim(-1, 1)
+    with torch.no_grad():
+        try:
+            added = _add_convolution(features, convolution, voxels)
+        except (AttributeError, RuntimeError, TypeError, NotImplementedError):
+            return False
+        close = torch.allclose(added.float(), convolution(voxels).float(), atol=8 * torch.finfo(dtype).eps)
+        return close and added.data_ptr() == features.data_ptr()
 
 
 def interleave(phases: torch.Tensor, factor: Shape) -> torch.Tensor:
