@@ -154,6 +154,7 @@ def plan_enhancement(
     wishes: Wishes | None = None,
     sampling: Sampling = "area",
     margin: Shape = (0, 0, 0),
+    image_bytes: Callable[[Shape], int] | None = None,
     kept_bytes: int = 0,
     stored: Shape | None = None,
 ) -> Plan:
@@ -179,6 +180,8 @@ def plan_enhancement(
         Whether coarse voxels are means over their area, or points.
     margin
         Of trust maps, if they are wished for: coarse voxels per side for z, y, x beyond the halo.
+    image_bytes
+        As ``tile_bytes`` is without trust maps; by default, there are none.
     kept_bytes
         What a worker keeps of the input, decoded.
     stored
@@ -210,6 +213,7 @@ def plan_enhancement(
         stored=stored,
         output_bytes=max(math.prod(region) * dtype_itemsize, _map_bytes(region, factor) if wishes.trust else 0),
         tile_bytes=tile_bytes,
+        image_bytes=image_bytes or tile_bytes,
         gpu_bytes=wishes.gpu_bytes,
         process_bytes=wishes.process_bytes,
         kept_bytes=kept_bytes,
@@ -353,7 +357,7 @@ def _tile(work: Workload, wishes: Wishes, memory: int) -> Shape | None:
         largest = largest_tile(work.region_tile, work.halo, lambda tile: work.fits(tile, memory))
         if largest is None or work.gpu_bytes is not None:
             return largest
-        return lighter_tile(largest, work.halo, lambda tile: work.tile_bytes(spatial_shape(work.axes, tile)))
+        return lighter_tile(largest, work.halo, lambda tile: work.image_bytes(spatial_shape(work.axes, tile)))
     tile = tuple(min(wishes.tile.get(axis, n), n) for axis, n in zip(work.axes, work.region_tile, strict=True))
     for axis, t, h, n in zip(work.axes, tile, work.halo, work.region_tile, strict=True):
         if t < h and -(-n // t) > 2:

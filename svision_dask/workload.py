@@ -44,6 +44,8 @@ class Workload:
     """Of one region."""
     tile_bytes: Callable[[Shape], int]
     """Memory of one forward pass over a tile (z, y, x), in bytes; raises ValueError where a tile is too large."""
+    image_bytes: Callable[[Shape], int]
+    """The same without trust maps: by it tiles are chosen, so that maps do not change the image."""
     gpu_bytes: int | None = None
     """Memory of the GPU that computes; None where the processor does."""
     process_bytes: int

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from svision_dask.network import layers
 from svision_dask.network.architecture import PRESETS, Layer, architecture
 from svision_dask.network.layers import Network, _adds_in_place, interleave
 
@@ -50,7 +51,8 @@ def test_a_network_is_its_steps_whatever_computes_them(preset, axes):
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("axes", ["zyx", "yx"])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_without_gradients_features_share_memory_and_are_the_same(preset, axes, batch):
+def test_without_gradients_large_features_share_memory_and_are_the_same(preset, axes, batch, monkeypatch):
+    monkeypatch.setattr(layers, "KEPT_BYTES", 0)
     network = network_of(preset, axes, slope=0.1)
     size = tuple(2 * r + (9 if r else 1) for r in network.reach)
     coarse = torch.rand(batch, 1, *size, generator=torch.Generator().manual_seed(2))

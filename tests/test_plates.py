@@ -210,7 +210,7 @@ def test_a_field_that_cannot_be_read_is_told_before_any_is_made(client, tmp_path
 def test_the_first_field_is_planned_and_trained_on_for_all(tmp_path):
     source, model = write(tmp_path / "in.zarr", "0.5"), tmp_path / "model.safetensors"
     learn = ("--factor", "z=1,y=2,x=2", "--preset", "fast")
-    here = ("--workers", 1, "--memory", "1GB")
+    here = ("--workers", 1, "--memory", "2GB")
     planned = run("plan", source, tmp_path / "out.zarr", *learn, *here)
     dry = run("enhance", source, tmp_path / "out.zarr", *learn, *here, "--dry-run")
     assert (planned.exit_code, planned.stdout) == (0, dry.stdout)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.memory import measure, ramp_volume
-from svision_dask.backend import CPU
+from svision_dask.backend import CPU, PROCESS_BYTES, process_bytes
 from svision_dask.errors import OutputError, UsageError
 from svision_dask.geometry import spatial_shape
 from svision_dask.judging.checking import check
@@ -358,7 +358,8 @@ def test_the_plan_bounds_the_memory_of_maps_too():
     model = untrained(Architecture(axes="zyx", stages=(stage,)))
     wishes = Wishes(tile={"z": 48, "y": 160, "x": 160}, precision="float32", trust=True)
     result = measure(ramp_volume((48, 160, 320), "uint16"), model, wishes)
-    assert result["measured"] <= result["planned"] <= 2 * result["measured"]
+    spare = process_bytes() - PROCESS_BYTES  # a torch for GPUs maps libraries of which not everything is there
+    assert result["measured"] <= result["planned"] <= 2 * result["measured"] + spare
 
 
 def test_the_plan_counts_what_maps_read_and_write():

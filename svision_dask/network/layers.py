@@ -15,6 +15,9 @@ from svision_dask.geometry import SPATIAL, Shape
 from svision_dask.network import portable
 from svision_dask.network.architecture import Layer
 
+KEPT_BYTES = 32 * 2**20
+"""Up to so many, the C library keeps memory for the next tensor; then adding to zeros would cost more than it saves."""
+
 
 class Network(nn.Module):
     """Map (n, 1, z, y, x) to the residual (n, p, z − 2r, y − 2r, x − 2r), with p fine voxels per coarse voxel.
@@ -56,15 +59,19 @@ class Network(nn.Module):
 
     def _reuses_memory(self, voxels: torch.Tensor) -> bool:
         """Whether nobody needs the features of a layer once the next one is done, and torch can write over them."""
-        on_cpu = voxels.device.type == "cpu" and not torch.compiler.is_exporting()
-        in_place = all(isinstance(step, nn.LeakyReLU) for step in list(self.steps)[1::2])
-        return on_cpu and in_place and not torch.is_grad_enabled() and _adds_in_place(voxels.dtype, voxels.ndim - 2)
+        if torch.is_grad_enabled() or torch.compiler.is_exporting() or voxels.device.type != "cpu":
+            return False
+        steps = list(self.steps)
+        widest = max((step.out_channels for step in steps[:-1:2] if isinstance(step, nn.Conv2d | nn.Conv3d)), default=0)
+        large = widest * voxels.nbytes > KEPT_BYTES
+        in_place = all(isinstance(step, nn.LeakyReLU) for step in steps[1::2])
+        return large and in_place and _adds_in_place(voxels.dtype, voxels.ndim - 2)
 
     def _features(self, voxels: torch.Tensor) -> torch.Tensor:
         """Apply all layers but the last, in two pieces of memory that take turns.
 
-        Memory of this size comes from the system, which has to clear it: one piece for each layer takes up to half as
-        long again.
+        Large ones come from the system, which has to clear them: with one for each layer, all takes up to 1.4 times as
+        long.
         """
         steps = list(self.steps)
         layers = list(zip(steps[:-1:2], steps[1::2], strict=True))

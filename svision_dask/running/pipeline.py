@@ -111,7 +111,8 @@ def plan_volume(
             "--trust: where coarse voxels are points, and y and x are not refined alike, there is one orientation, and "
             "nothing to compare it with. Leave out --trust."
         )
-    named = dict(zip(SPATIAL, design.factor, strict=True))
+    named, half = dict(zip(SPATIAL, design.factor, strict=True)), wishes.precision not in (None, "float32")
+    image_bytes = partial(design.tile_bytes, half=half)
     plan = plan_enhancement(
         volume.grid,
         factor=tuple(named.get(axis, 1) for axis in volume.grid.axes),
@@ -119,10 +120,8 @@ def plan_volume(
         itemsize=volume.dtype.itemsize,
         dtype=written.name,
         dtype_itemsize=written.itemsize,
-        tile_bytes=partial(
-            partial(map_bytes, design) if wishes.trust else design.tile_bytes,
-            half=wishes.precision not in (None, "float32"),
-        ),
+        tile_bytes=partial(map_bytes, design, half=half) if wishes.trust else image_bytes,
+        image_bytes=image_bytes,
         machine=machine,
         wishes=wishes,
         sampling=design.sampling,
