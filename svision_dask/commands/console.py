@@ -45,11 +45,11 @@ class Commands(click.Group):
             _end(f"{error.format_message()} See {command} --help.", error.exit_code)
         except Interrupted as error:
             number = error.args[0]
-            logging.getLogger("asyncio").disabled = True  # it would name what zarr was at, as the process ends
             _end(f"{SIGNALS[number]}; the same command goes on with what is unfinished.", 128 + number)
 
 
 def _end(message: str, exit_code: int) -> NoReturn:
+    logging.getLogger("asyncio").disabled = True  # it would name what else zarr was at, as the process ends
     click.echo(f"svision-dask: {' '.join(message.split())}", err=True)
     raise click.exceptions.Exit(exit_code) from None
 
