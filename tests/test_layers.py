@@ -85,7 +85,7 @@ LIBRARIES = {
     "running/arguments": {"dask"},
     "running/cluster": {"dask", "distributed", "psutil"},
     "running/connection": {"cryptography", "dask", "dask_jobqueue", "distributed"},
-    "running/display": {"numpy"},
+    "running/display": {"numpy", "zarr"},
     "running/enhancement": {"dask", "numpy"},
     "running/image": {"distributed", "numpy"},
     "running/ledger": {"filelock", "numpy"},

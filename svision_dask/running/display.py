@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import zarr
 
 from svision_dask.geometry import Grid
 from svision_dask.omezarr.write import open_level
+from svision_dask.running.patience import patiently
 from svision_dask.stores.locations import Location
 from svision_dask.volume import Shown, Volume
 
@@ -53,10 +59,21 @@ def _windows(
     for channel, (low, high) in sorted(limits.items()):
         chosen = {"t": slice(0, 1), "c": slice(channel, channel + 1)}
         spatial = (slice(max(0, (n - MEASURED) // 2), (n + MEASURED) // 2) for n in coarsest.shape)
-        voxels = np.asarray(coarsest[tuple(chosen.get(a, s) for a, s in zip(axes, spatial, strict=True))])
+        voxels = _read(coarsest, tuple(chosen.get(a, s) for a, s in zip(axes, spatial, strict=True)))
         finite = voxels[np.isfinite(voxels)].astype(np.float64)
         start, end = (float(v) for v in np.percentile(finite, SHOWN)) if finite.size else (low, high)
         if end <= start:  # nearly all voxels are alike
             end = high if high > start else start + 1
         windows.append((low, high, start, end))
     return windows
+
+
+def _read(array: zarr.Array[Any], box: tuple[slice, ...]) -> npt.NDArray[Any]:
+    """Read the voxels of a box, in no order: each shard by itself, and again where that fails of what passes."""
+    cuts = []
+    for wanted, n, unit in zip(box, array.shape, array.shards or array.chunks, strict=True):
+        stop = min(wanted.stop, n)
+        starts = range(wanted.start // unit * unit, stop, unit)
+        cuts.append([slice(max(wanted.start, at), min(stop, at + unit)) for at in starts])
+    parts = [patiently(partial(array.__getitem__, part)) for part in itertools.product(*cuts)]
+    return np.concatenate([np.ravel(np.asarray(part)) for part in parts])
