@@ -44,7 +44,7 @@ def enhance(volume: Volume, model: Model, *, tile: Mapping[str, int] | None = No
         Trained on this volume, or on one like it.
     tile
         Coarse voxels per spatial axis that one forward pass is responsible for; the halo comes on top. By default, as
-        large as 1 GiB allows, or, on a processor, as half of it does if halos allow that.
+        large as 1 GiB allows; on a processor smaller, down to 88 MiB, as far as halos allow.
     backend
         What computes, and in which precision.
 
