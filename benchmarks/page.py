@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rows import FORMER, is_former
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
@@ -110,21 +112,19 @@ def readme_figures() -> str:
 def _quality(rows: Mapping[str, Found]) -> Iterable[str]:
     """PSNR of what there is without a network, and with one, mean of the seeds."""
     methods = ("cubic", "cubic + BP", "fast", "best")
-    newest = max(row.get("network", 1) for row in rows.values())
     yield f"| volume, reduced by two and enhanced again | {' | '.join(methods)} |"
     yield "|---" * (len(methods) + 1) + "|"
     for volume in SHOWN:
         measured = [[r for r in rows.values() if (r["volume"], r["method"]) == (volume, m)] for m in methods]
         if any(measured):
-            yield f"| {volume} | {' | '.join(_mean(found, newest) for found in measured)} |"
+            yield f"| {volume} | {' | '.join(map(_mean, measured))} |"
     yield from ("", "†: with a network that has changed since; docs/results.md says how.")
 
 
-def _mean(rows: Sequence[Found], newest: int) -> str:
+def _mean(rows: Sequence[Found]) -> str:
     if not rows:
         return "–"
-    former = any(row.get("network", 1) < newest for row in rows) and not rows[0]["method"].startswith("cubic")
-    return f"{statistics.fmean(row['psnr'] for row in rows):.1f}{'†' * former}"
+    return f"{statistics.fmean(row['psnr'] for row in rows):.1f}{FORMER * any(map(is_former, rows))}"
 
 
 def _others() -> Iterable[str]:

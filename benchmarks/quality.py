@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from rows import FORMER, NETWORK, RESULTS, SEEDS, Row, Rows, collect, spread
+from rows import FORMER, NETWORKS, RESULTS, SEEDS, Row, Rows, collect, is_former, spread
 from volumes import DECIMATED, TUNING, UNTOUCHED, VOLUMES, Case
 
 from svision_dask.geometry import Grid, parse_factor
@@ -66,7 +66,7 @@ def measure(case: Case, method: str, seed: int) -> Row:
         "clipped": psnr(fine.clip(0, 1), case.truth, data_range=1),
         "ssim": ssim(fine, case.truth, data_range=1),
         "fsc": fsc_resolution(fine, case.truth),
-        **({} if method.startswith("cubic") else {"network": NETWORK}),
+        "network": NETWORKS[method],
         **case.judge(fine),
         "train_seconds": round(trained - started, 1),
         "enhance_seconds": round(seconds, 2),
@@ -204,7 +204,7 @@ def _cell(rows: Sequence[Row]) -> str:
     mean = {key: statistics.fmean(row[key] for row in rows) for key in keys}
     psnrs = spread(row["psnr"] for row in rows)
     text = f"{psnrs} / {mean['clipped']:.2f} / {mean['ssim']:.3f} / {mean['fsc']:.1f}"
-    former = FORMER if any(row.get("network", 1) < NETWORK and row["method"] not in METHODS[:2] for row in rows) else ""
+    former = FORMER if any(map(is_former, rows)) else ""
     return text + (f", {mean['train_seconds']:.0f} s" if mean["train_seconds"] >= 1 else "") + former
 
 

@@ -15,10 +15,15 @@ Rows = Mapping[str, Row]
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
-NETWORK = 2
-"""Kept in each row with a network; to be raised where the networks of presets change. Rows without are of the first."""
+NETWORKS = {"cubic": 1, "cubic + BP": 1, "paper": 2, "fast": 3, "axial": 3, "best": 2, "best axial": 2, "oracle": 2}
+"""Which network a method has, kept in each row; to be raised where it changes. Rows without are of the first."""
 FORMER = "†"
 """Marks what was measured with networks that have changed since."""
+
+
+def is_former(row: Row) -> bool:
+    """Whether a row was measured with a network that has changed since."""
+    return bool(row.get("network", 1) < NETWORKS[row["method"]])
 
 
 def collect(

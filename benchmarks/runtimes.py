@@ -26,7 +26,7 @@ from tiles import seconds
 
 from svision_dask.geometry import Shape
 from svision_dask.network.layers import Network
-from svision_dask.running.cluster import HUGE_PAGES
+from svision_dask.running.cluster import MEMORY_KEPT
 from svision_dask.training.train import design_for
 
 Voxels = npt.NDArray[np.float32]
@@ -94,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "runtimes.json")
     parser.add_argument("--repeats", type=int, default=REPEATS)
     given = parser.parse_args(arguments)
-    if not HUGE_PAGES.items() <= os.environ.items():  # the C library reads them when a process starts
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **HUGE_PAGES})
+    if not MEMORY_KEPT.items() <= os.environ.items():  # the C library reads them when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MEMORY_KEPT})
     torch.set_num_threads(1)
     found = []
     for preset in PRESETS:

@@ -30,7 +30,7 @@ from rows import RESULTS
 from svision_dask.backend import Backend, Device, best_precision
 from svision_dask.geometry import Shape
 from svision_dask.plan import halved, lighter_tile
-from svision_dask.running.cluster import HUGE_PAGES
+from svision_dask.running.cluster import MEMORY_KEPT
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     given = parser.parse_args()
-    if not HUGE_PAGES.items() <= os.environ.items():  # the C library reads them when a process starts
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **HUGE_PAGES})
+    if not MEMORY_KEPT.items() <= os.environ.items():  # the C library reads them when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MEMORY_KEPT})
     torch.set_num_threads(1)  # as many as a worker has where there is one for each core
     found = json.loads(given.output.read_text())["found"] if given.output.exists() else {}
     for name in given.cases:

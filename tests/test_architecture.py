@@ -79,12 +79,12 @@ def test_the_stages_multiply_up_to_the_factor(preset, axes, factor):
     ("preset", "axes", "factor", "radius", "halo"),
     [
         # fast: four kernels of 3, and no back projection.
-        ("fast", "zyx", (2, 2, 2), None, (4, 4, 4)),
-        ("fast", "zyx", (1, 2, 2), None, (4, 4, 4)),
-        ("fast", "yx", (1, 2, 2), None, (0, 4, 4)),
+        ("fast", "zyx", (2, 2, 2), None, (3, 3, 3)),
+        ("fast", "zyx", (1, 2, 2), None, (3, 3, 3)),
+        ("fast", "yx", (1, 2, 2), None, (0, 3, 3)),
         # The second stage's 4 voxels are 2 coarse ones where the first refined the axis, and 4 where not.
-        ("fast", "zyx", (4, 4, 4), None, (6, 6, 6)),
-        ("fast", "zyx", (1, 4, 4), None, (8, 6, 6)),
+        ("fast", "zyx", (4, 4, 4), None, (5, 5, 5)),
+        ("fast", "zyx", (1, 4, 4), None, (6, 5, 5)),
         # best: five kernels of 3; then D and U, 2 each, and the kernel of two back projections, on refined axes.
         ("best", "zyx", (2, 2, 2), None, (5 + 4 + 3,) * 3),
         # paper: kernels 5, 3, four times 3, 3 reach 8; then D and U, 2 each, and the kernel, on refined axes.
@@ -206,11 +206,11 @@ def test_a_tile_needs_at_least_the_features_of_its_widest_layer(tile, case):
 
 def test_a_tile_whose_tensors_reach_two_gibibytes_is_refused():
     design = architecture("fast", (2, 2, 2), "zyx")
-    # 16 channels of float32: 64 bytes per voxel; 2³¹ bytes are 2²⁵ voxels, with 4 voxels of halo on each side.
+    # 16 channels of float32: 64 bytes per voxel; 2³¹ bytes are 2²⁵ voxels, with 3 voxels of halo on each side.
     assert TENSOR_LIMIT == 2**8 * 2**8 * 2**9 * 64
-    assert design.tile_bytes((2**8 - 9, 2**8 - 8, 2**9 - 8)) > 0
+    assert design.tile_bytes((2**8 - 7, 2**8 - 6, 2**9 - 6)) > 0
     with pytest.raises(ValueError, match=f"reaches the limit of {TENSOR_LIMIT}"):
-        design.tile_bytes((2**8 - 8, 2**8 - 8, 2**9 - 8))
+        design.tile_bytes((2**8 - 6, 2**8 - 6, 2**9 - 6))
 
 
 MEASURE = """
@@ -262,4 +262,4 @@ def test_a_forward_pass_takes_as_much_memory_as_was_said(preset, axes, axial, pr
 
 def test_the_reach_of_a_stage_without_back_projection_is_that_of_its_network():
     spec = architecture("fast", (1, 2, 2), "zyx").stages[0]
-    assert stage_reach(spec, "zyx") == Stage(spec, "zyx").network.reach == (4, 4, 4)
+    assert stage_reach(spec, "zyx") == Stage(spec, "zyx").network.reach == (3, 3, 3)

@@ -29,9 +29,9 @@ from tests.commands import PROGRAM, Outcome, environment, finish, run, start, te
 from tests.models import tiny
 
 HEAVY = {"dask", "distributed", "matplotlib", "numpy", "ome_zarr", "scipy", "skimage", "tifffile", "torch", "zarr"}
-SHORT = (3, 20, 37)
+SHORT = (2, 20, 37)
 """Voxels of a volume whose z axis is shorter than the halo."""
-CUT = ("--factor", "z=1,y=2,x=2", "--chunks", "z=3,y=8,x=16", "--shards", "z=3,y=16,x=32", "--tile", "z=3,y=8,x=8")
+CUT = ("--factor", "z=1,y=2,x=2", "--chunks", "z=2,y=8,x=16", "--shards", "z=2,y=16,x=32", "--tile", "z=2,y=8,x=8")
 LEARN = ("--steps", 3, "--seed", 7)
 
 
@@ -145,8 +145,9 @@ def test_ctrl_c_while_something_is_imported_is_one_line(module, folder, short, t
     model = tiny((1, 2, 2)).save(tmp_path / "tiny.safetensors")
     ended = finish(start("enhance", short, tmp_path / "fine.zarr", "-m", model, "--workers", 1, env=env))
     begun = tmp_path / "fine.zarr" / "zarr.json"
-    if module == "ome_zarr" and ended.exit_code == 0:  # the last import; a moment later everything was done
-        assert "multiscales" in begun.read_text()
+    if module == "ome_zarr" and begun.exists() and "multiscales" in begun.read_text():
+        # The last import; by the time that the signal was heard, everything was done, or even said.
+        assert ended.exit_code in (0, 130), ended.stderr
         return
     assert ended.exit_code == 130, ended.stderr
     assert ended.error.startswith("svision-dask: interrupted")
@@ -199,7 +200,7 @@ def test_a_plan_as_json_agrees_with_what_is_then_made(folder, short, fine):
     assert outcome.stderr == ""
     made = describe_omezarr(fine)
     finest = made.levels[0]
-    assert plan["output_shape"] == list(finest.grid.shape) == [3, 40, 74]
+    assert plan["output_shape"] == list(finest.grid.shape) == [2, 40, 74]
     assert plan["output_spacing"] == list(finest.grid.spacing) == [2.0, 0.25, 0.25]
     assert plan["output_origin"] == list(finest.grid.origin)
     assert plan["units"] == list(finest.grid.units)
@@ -216,7 +217,7 @@ def test_a_dry_run_prints_the_plan_on_stdout_and_makes_nothing(folder, short, fi
     before = tree(folder)
     outcome = run("enhance", short, folder / "other" / "fine.zarr", *CUT, "--dry-run")
     assert (outcome.exit_code, outcome.stderr) == (0, "")
-    assert "z,y,x = 3×40×74" in outcome.stdout
+    assert "z,y,x = 2×40×74" in outcome.stdout
     assert tree(folder) == before
 
 
@@ -251,10 +252,10 @@ def test_info_describes_a_tiff_and_an_omezarr(short, fine):
     tiff, image = (json.loads(run("info", path, "--json").stdout) for path in (short, fine))
     assert (tiff["axes"], tiff["shape"], tiff["dtype"]) == ("zyx", list(SHORT), "uint16")
     assert (tiff["spacing"], tiff["units"]) == ([2.0, 0.5, 0.5], ["micrometer"] * 3)
-    assert (image["shape"], image["spacing"]) == ([3, 40, 74], [2.0, 0.25, 0.25])
+    assert (image["shape"], image["spacing"]) == ([2, 40, 74], [2.0, 0.25, 0.25])
     assert image["version"] == "0.5"
     assert [level["path"] for level in image["levels"]] == [str(i) for i in range(len(image["levels"]))]
-    assert "z,y,x = 3×40×74, uint16" in run("info", fine).stdout
+    assert "z,y,x = 2×40×74, uint16" in run("info", fine).stdout
 
 
 def test_two_tiffs_become_the_channels_of_one_image_which_replaces_an_older_one(tmp_path):

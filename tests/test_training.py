@@ -110,8 +110,8 @@ def test_the_seed_decides_everything():
         ("yx", (40, 44), 2, "paper"),
         ("yx", (24, 28), 4, "fast"),
         ("zyx", (12, 16, 20), {"z": 2, "y": 4, "x": 4}, "fast"),
-        ("zyx", (3, 24, 28), 2, "fast"),  # thinner than the halo
-        ("zyx", (2, 16, 16), 2, "fast"),
+        ("zyx", (3, 24, 28), 2, "fast"),
+        ("zyx", (2, 16, 16), 2, "fast"),  # thinner than the halo
         ("zyx", (1, 24, 28), {"y": 2, "x": 2}, "paper"),
         ("tcyx", (2, 1, 24, 28), {"x": 2}, "fast"),
     ],

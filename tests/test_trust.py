@@ -332,8 +332,8 @@ def test_a_damaged_shard_is_found_and_made_anew(kind, source, client, tmp_path):
     fine = 16 * 48 * 64
     of_maps = {"": 0, "spread": 4 * fine, "consistency": 4 * fine // 8}[kind]
     assert seen[0].written_bytes == 2 * fine + of_maps
-    haloed = 8 * 24 * (32 + 4)  # its faces are those of the volume, but one
-    assert seen[0].read_bytes == 2 * (haloed + (8 * 24 * (32 + 4 + 2) if kind else 0))
+    haloed = 8 * 24 * (32 + 3)  # its faces are those of the volume, but one
+    assert seen[0].read_bytes == 2 * (haloed + (8 * 24 * (32 + 3 + 2) if kind else 0))
     np.testing.assert_array_equal(voxels(place), before)
     assert not any(verify(image, client=client).damaged for image in images_of(path))
 

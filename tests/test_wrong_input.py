@@ -159,7 +159,7 @@ def test_a_sample_that_is_not_inside_the_volume_is_a_usage_error(here, sample):
 
 
 PLANS = [
-    (("--tile", "z=2,y=2,x=2"), "axis z: a tile of 2 voxels is shorter than its halo of 4"),
+    (("--tile", "z=2,y=2,x=2"), "axis z: a tile of 2 voxels is shorter than its halo of 3"),
     (("--chunks", "8", "--shards", "20"), "shards of 20 voxels and chunks of 8"),
     (("--chunks", "8", "--shards", "12", "--factor", "2"), "a shard must be a multiple of the chunk"),
 ]

@@ -31,13 +31,12 @@ def halo() -> str:
     """Draw a tile, its halo, and how the operators use it up, one row each."""
     cell, left = 26, 150
     rows = (
-        ("read: tile and halo", 16, 4),
-        ("after 1 convolution", 14, 3),
-        ("after 2", 12, 2),
-        ("after 3", 10, 1),
-        ("after 4: the tile", 8, 0),
+        ("read: tile and halo", 14, 3),
+        ("after 1 convolution", 12, 2),
+        ("after 2", 10, 1),
+        ("after 3: the tile", 8, 0),
     )
-    drawn = HEAD.format(width=600, height=270)
+    drawn = HEAD.format(width=550, height=230)
     for number, (label, count, reach) in enumerate(rows):
         y = 15 + number * 42
         drawn += text(left - 12, y + 18, label, "end")
@@ -45,11 +44,10 @@ def halo() -> str:
             x = left + (i + number) * cell
             inside = reach <= i < count - reach
             drawn += rect(x, y, cell, cell, "#2f7fb8" if inside else "#cfe3f1", "#ffffff")
-    y = 240
-    drawn += (
-        text(left + 2 * cell, y, "halo 4") + text(left + 8 * cell, y, "tile 8") + text(left + 14 * cell, y, "halo 4")
-    )
-    for x in (4, 12):
+    y = 200
+    for x, label in ((1.5, "halo 3"), (7, "tile 8"), (12.5, "halo 3")):
+        drawn += text(left + x * cell, y, label)
+    for x in (3, 11):
         drawn += line(left + x * cell, 10, left + x * cell, y + 6, "#b8562f")
     return drawn + "</svg>\n"
 

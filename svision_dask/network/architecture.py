@@ -277,7 +277,7 @@ def _paper_layers(phases: int) -> tuple[Layer, ...]:
 
 def _fast_layers(phases: int) -> tuple[Layer, ...]:
     """Stack fewer and wider layers: 16 channels fill a vector register, and a shallow network has a short halo."""
-    return (*(Layer(kernel=3, channels=16),) * 3, Layer(kernel=3, channels=phases))
+    return (*(Layer(kernel=3, channels=16),) * 2, Layer(kernel=3, channels=phases))
 
 
 def _best_layers(phases: int) -> tuple[Layer, ...]:

@@ -97,7 +97,7 @@ def plan_volume(
     >>> brain = sv.open_volume(da.zeros((2000, 8000, 8000), chunks=256, dtype="uint8"), spacing=1)
     >>> plan = sv.plan_volume(brain, model, machine=sv.Machine(cores=8, memory_bytes=32 * 2**30))
     >>> plan.fine.shape, plan.halo, plan.workers
-    ((4000, 16000, 16000), (4, 4, 4), 8)
+    ((4000, 16000, 16000), (3, 3, 3), 8)
     """
     if dtype not in ("same", "float32"):
         raise UsageError(f"dtype {dtype!r}: allowed are same and float32.")

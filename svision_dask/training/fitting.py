@@ -50,7 +50,7 @@ class TrainSettings:
 
 SETTINGS: Mapping[Preset, TrainSettings] = {
     # Smaller patches than the paper's see more places per second; a robust loss keeps the brightest voxels from ruling.
-    "fast": TrainSettings(steps=600, batch=8, patch=(12, 12, 12), learning_rate=2e-3, loss=F.smooth_l1_loss),
+    "fast": TrainSettings(steps=1000, batch=8, patch=(12, 12, 12), learning_rate=2e-3, loss=F.smooth_l1_loss),
     "best": TrainSettings(
         steps=1500, batch=8, patch=(12, 12, 12), learning_rate=2e-3, loss=F.smooth_l1_loss, shorten=True
     ),
