@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
 import socket
 import subprocess
@@ -26,7 +27,7 @@ from svision_dask.backend import process_bytes
 from svision_dask.errors import ClusterError, UsageError
 from svision_dask.opening.formats import open_volume
 from svision_dask.running import connection, preflight
-from svision_dask.running.cluster import local_client, wishes_here
+from svision_dask.running.cluster import EXPORTED, local_client, wishes_here
 from svision_dask.running.connection import Connection, slurm_job
 from svision_dask.running.pipeline import enhance_to_zarr
 from svision_dask.running.preflight import PACKAGES, Crew, Worker, inspect_workers, versions_here
@@ -327,6 +328,21 @@ def test_processes_get_those_gpus_that_this_one_may_use(monkeypatch):
         seen = client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
         assert sorted(seen.values()) == ["3", "GPU-5a"]
         assert set(client.nthreads().values()) == {SEATS}
+
+
+def test_what_is_exported_keeps_dask_from_having_workers_give_all_memory_back() -> None:
+    asked = "from distributed import nanny; print(*nanny._get_env_variables('distributed.nanny.pre-spawn-environ'))"
+    for exported, there in (({}, True), (EXPORTED, False)):
+        command, env = [sys.executable, "-c", asked], {**os.environ, **exported}
+        told = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=120).stdout
+        assert ("MALLOC_TRIM_THRESHOLD_" in told.split()) == there
+        assert "OMP_NUM_THREADS" in told.split()
+
+
+def test_what_is_exported_is_what_the_documentation_says() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "clusters.md").read_text(encoding="utf-8")
+    said = [shlex.split(line)[1] for line in page.splitlines() if line.startswith("export ")]
+    assert dict(line.split("=", 1) for line in said) == EXPORTED
 
 
 def test_options_of_a_slurm_job_are_put_into_its_terms():

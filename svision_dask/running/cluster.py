@@ -81,6 +81,9 @@ less, and keeps it for the next one in one place, whichever of the threads wants
 DASKS_OWN = "MALLOC_TRIM_THRESHOLD_"
 """By this dask has its workers give all memory back at once: a fifth of the time of a region was the system's."""
 
+EXPORTED = {**MEMORY_KEPT, "DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON": f"{{{DASKS_OWN!r}: None}}"}
+"""The same for the shell that starts ``dask worker``."""
+
 SHORT_LOGS = {"distributed.admin.low-level-log-length": 10, "distributed.admin.system-monitor.log-length": 10}
 """Dask keeps the last 1000 messages, with the tasks in them, transitions and events, and an hour of figures, for its
 developers: some 10 MB of the process that has the scheduler, which fill as regions are made."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from svision_dask.errors import ClusterError, UsageError, one_line
-from svision_dask.running.cluster import DASHBOARD, SHORT_LOGS, local_client, this_machine
+from svision_dask.running.cluster import DASHBOARD, EXPORTED, SHORT_LOGS, local_client, this_machine
 from svision_dask.running.preflight import JOIN_SECONDS, waited_for, within
 from svision_dask.workload import SEATS
 
@@ -200,6 +201,7 @@ def _on_slurm(options: Mapping[str, str]) -> Iterator[Client]:
     wanted, (least, most) = slurm_job(options)
     try:
         import cryptography  # noqa: F401  # makes the certificates
+        import dask
         from dask_jobqueue.slurm import SLURMCluster
     except ImportError as error:
         raise ClusterError("--slurm needs dask-jobqueue: pip install 'svision-dask[hpc]'.") from error
@@ -210,7 +212,11 @@ def _on_slurm(options: Mapping[str, str]) -> Iterator[Client]:
     with ExitStack() as stack:
         # The home folder is the same on all nodes, and the folder made in it is for its owner only.
         folder = stack.enter_context(TemporaryDirectory(prefix=".svision-dask-", dir=Path.home()))
-        cluster = stack.enter_context(SLURMCluster(**wanted, security=_new_security(Path(folder))))
+        # A site may have commands of its own there, such as "module load".
+        own = dask.config.get("jobqueue.slurm.job-script-prologue") or []
+        prologue = [*own, *(f"export {name}={shlex.quote(value)}" for name, value in EXPORTED.items())]
+        security = _new_security(Path(folder))
+        cluster = stack.enter_context(SLURMCluster(**wanted, job_script_prologue=prologue, security=security))
         _check_job(cluster.job_script())
         cluster.scale(jobs=most) if least == most else cluster.adapt(minimum_jobs=least, maximum_jobs=most)
         yield stack.enter_context(Client(cluster))
