@@ -33,6 +33,7 @@ def load(path: Path) -> ModuleType:
     return module
 
 
+sys.path.append(str(ROOT / "benchmarks"))  # scripts there import each other
 executed = load(DOCS / "executed.py")
 figures = load(ROOT / "benchmarks" / "page.py")
 tables = load(ROOT / "benchmarks" / "tables.py")
