@@ -90,7 +90,7 @@ def models(folder: Path, coarse: Voxels, presets: Sequence[Preset]) -> dict[str,
 def ceilings(paths: Mapping[str, Path], coarse: Voxels) -> Found:
     """Measure what the machine can do at most: large products of matrices, and copies."""
     size, found = 4096, {}
-    for precision in ("float32", "bfloat16"):
+    for precision in dict.fromkeys(["float32", best_precision("cpu")]):
         a, b = (torch.randn(size, size).to(getattr(torch, precision)) for _ in range(2))
         found[f"{precision} GFLOP/s"] = 2 * size**3 / medians({"": partial(torch.matmul, a, b)}, 3)[""] / 1e9
     voxels = torch.randn(2**26)
