@@ -1,22 +1,25 @@
 from __future__ import annotations
 
 import errno
+import gc
 import sys
 import warnings
 from pathlib import Path
 
+import dask
 import numpy as np
 import ome_zarr_models
 import pytest
 import torch
 import zarr
+from distributed import Worker
 
 from svision_dask.errors import ImageError, OutputError, UsageError
 from svision_dask.omezarr.read import list_levels, read_provenance
 from svision_dask.omezarr.write import open_level
 from svision_dask.opening.formats import open_volume, stack_channels
 from svision_dask.running import display, patience
-from svision_dask.running.cluster import local_client
+from svision_dask.running.cluster import DASHBOARD, local_client
 from svision_dask.running.enhancement import enhance
 from svision_dask.running.pipeline import copy_to_zarr, enhance_to_zarr, plan_volume
 from svision_dask.running.progress import RunProgress
@@ -280,6 +283,27 @@ def test_workers_keep_the_memory_of_tensors_in_huge_pages(client) -> None:
     wanted = (b"glibc.malloc.hugetlb=1", b"glibc.malloc.arena_max=1")  # the C library may have put zeros between them
     assert all(setting in content for content in started_with.values() for setting in wanted)
     assert not any(b"MALLOC_TRIM_THRESHOLD_" in content for content in started_with.values())
+
+
+def _watched(dask_worker: Worker) -> tuple[bool, float, bool, int]:
+    """Whether dask profiles a worker; milliseconds between ticks; whether regions are imported; objects left alone."""
+    callbacks = dask_worker.periodic_callbacks
+    there = "svision_dask.running.regions" in sys.modules
+    return "profile" in callbacks, callbacks["tick"].callback_time, there, gc.get_freeze_count()
+
+
+def test_workers_are_watched_seldom_and_begin_with_all_that_they_need() -> None:
+    with local_client(workers=1, memory_bytes=2**30) as plain:
+        ((profiled, tick, there, frozen),) = plain.run(_watched).values()
+    assert (profiled, tick, there) == (False, 500, True)
+    assert frozen > 100_000
+
+
+def test_workers_are_watched_as_usual_where_somebody_looks() -> None:
+    usual = {"distributed.worker.profile.enabled": True, "distributed.admin.tick.interval": "20 ms"}
+    with dask.config.set({DASHBOARD: True, **usual}), local_client(workers=1, memory_bytes=2**30) as shown:
+        ((profiled, tick, *_),) = shown.run(_watched).values()
+    assert (profiled, tick) == (True, 20)
 
 
 def _faults_of_a_tensor(megabytes: int) -> int:

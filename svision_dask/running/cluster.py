@@ -81,7 +81,15 @@ less, and keeps it for the next one in one place, whichever of the threads wants
 DASKS_OWN = "MALLOC_TRIM_THRESHOLD_"
 """By this dask has its workers give all memory back at once: a fifth of the time of a region was the system's."""
 
-EXPORTED = {**MEMORY_KEPT, "DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON": f"{{{DASKS_OWN!r}: None}}"}
+SELDOM_WATCHED = {"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "500 ms"}
+"""For its dashboard, dask looks a hundred times a second at what each worker does, and fifty times whether every
+process still answers: together a twelfth of the time of a run."""
+
+EXPORTED = {
+    **MEMORY_KEPT,
+    "DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON": f"{{{DASKS_OWN!r}: None}}",
+    **{f"DASK_{name.upper().replace('.', '__')}": str(value) for name, value in SELDOM_WATCHED.items()},
+}
 """The same for the shell that starts ``dask worker``."""
 
 SHORT_LOGS = {"distributed.admin.low-level-log-length": 10, "distributed.admin.system-monitor.log-length": 10}
@@ -131,6 +139,7 @@ def local_client(*, workers: int, memory_bytes: int, seats: int = 1, gpus: Seque
         # Workers that die are started anew; if none comes back, tasks would wait for ever.
         "distributed.scheduler.no-workers-timeout": "5 minutes",
         **SHORT_LOGS,
+        **({} if dask.config.get(DASHBOARD, False) else SELDOM_WATCHED),
         # Before the process starts: the C library reads its tunables only then.
         "distributed.nanny.pre-spawn-environ": {
             **dask.config.get("distributed.nanny.pre-spawn-environ"),
@@ -156,6 +165,7 @@ def local_client(*, workers: int, memory_bytes: int, seats: int = 1, gpus: Seque
             "dashboard": False,
             "local_directory": folder,
             "silence_logs": logging.CRITICAL,  # a region's failure is reported once, by us
+            "preload": [*dask.config.get("distributed.worker.preload"), "svision_dask.running.starting"],
         }
         own = [{"env": {"CUDA_VISIBLE_DEVICES": _visible(gpu)}} for gpu in gpus] or [{}] * workers
         with _deaf_to_signals():
