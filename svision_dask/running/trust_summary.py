@@ -25,7 +25,7 @@ PER_BLOCK = 2**16
 OUTLIERS = (0.1, 99.9)
 """Percentiles of the input between which the range lies."""
 SIGMAS = 3
-ERROR_OVER_SPREAD = "5 to 16"
+ERROR_OVER_SPREAD = "6 to 18"
 """Root mean square of the error over that of the spread; a test ties it to ``benchmarks/results/trust.json``."""
 BY_CHANCE = math.erfc(SIGMAS / math.sqrt(2))
 """Share of voxels whose Gaussian noise alone is beyond so many standard deviations."""
