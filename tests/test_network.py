@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from svision_dask.network import layers
 from svision_dask.network.architecture import PRESETS, Layer, architecture
-from svision_dask.network.layers import Network, _adds_in_place, interleave
+from svision_dask.network.layers import Network, _activates, _adds_in_place, interleave
 
 
 def network_of(preset: str, axes: str, slope: float | None = None) -> Network:
@@ -63,6 +63,20 @@ def test_without_gradients_large_features_share_memory_and_are_the_same(preset, 
     assert torch.equal(coarse, given)
     used = [event for event in profile.key_averages() if "convolution_pointwise_" in event.key]
     assert bool(used) is _adds_in_place(torch.float32, len(axes))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("axes", ["zyx", "yx"])
+def test_without_gradients_features_are_activated_as_they_are_computed_to_the_same_bits(preset, axes):
+    network = network_of(preset, axes, slope=0.1)
+    size = tuple(2 * r + (9 if r else 1) for r in network.reach)
+    coarse = torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(2))
+    wanted, tried = network(coarse), _activates(torch.float32, len(axes))
+    with torch.inference_mode(), profiled() as profile:
+        found = network(coarse)
+    assert torch.equal(found, wanted)
+    by_themselves = [event for event in profile.key_averages() if "leaky_relu" in event.key]
+    assert bool(by_themselves) is not tried
 
 
 @pytest.mark.parametrize("preset", PRESETS)

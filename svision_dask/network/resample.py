@@ -48,7 +48,8 @@ def degrade(fine: torch.Tensor, factor: Sequence[int], how: Degradation = CUBIC)
 def upsample(coarse: torch.Tensor, factor: Sequence[int], how: Degradation = CUBIC) -> torch.Tensor:
     """Cubic interpolation: m coarse voxels become the 2(m − 4) fine ones that need no padding."""
     even, odd = how.up
-    for axis in _changed(factor):
+    # From x to z: only the last step has all fine voxels, and moves whole planes.
+    for axis in reversed(_changed(factor)):
         if torch.compiler.is_exporting():
             coarse = portable.interpolate(coarse, even, odd, axis=axis)
             continue
