@@ -143,7 +143,7 @@ def _others() -> Iterable[str]:
         rate = value["fine voxels/s"] / 1e6
         cores = speed["environment"]["cores"]
         what = f"`{name}`, OME-Zarr to OME-Zarr, {cores} cores"
-        yield f"| {what} | {rate:.0f} M voxels/s | `python benchmarks/speed.py` |"
+        yield f"| {what} | {rate:.2g} M voxels/s | `python benchmarks/speed.py` |"
     yield (
         f"| planned memory, as a multiple of what was used | {min(ratios):.1f} to {max(ratios):.1f} "
         "| `python benchmarks/memory.py` |"

@@ -11,11 +11,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +28,7 @@ import numpy.typing as npt
 import torch
 from distributed import Client
 from environment import environment
-from memory import small_model
+from memory import peak_bytes, small_model
 from published import enhance_as_published
 from quality import as_volume
 from rows import RESULTS
@@ -50,24 +52,33 @@ Voxels = npt.NDArray[Any]
 Found = dict[str, Any]
 REPEATS = 5
 FACTORS = {"×2": (2, 2, 2), "×4": (4, 4, 4)}
-STORED: Mapping[Preset, tuple[int, tuple[int, int], tuple[int, int]]] = {
-    "fast": (REPEATS, (512, 512), (1024, 1536)),
-    "best": (2, (512, 512), (512, 1024)),
+Size = tuple[int, int, int]
+STORED: Mapping[str, tuple[int, Size, Size]] = {
+    "fast ×2": (REPEATS, (64, 512, 512), (64, 1024, 1536)),
+    "fast ×4": (3, (64, 256, 256), (64, 512, 512)),
+    "best ×2": (2, (64, 512, 512), (64, 512, 1024)),
+    "best ×4": (1, (64, 256, 256), (64, 256, 512)),
+    "paper ×2": (1, (64, 256, 256), (64, 256, 512)),
+    "paper ×4": (1, (32, 128, 128), (32, 128, 256)),
 }
-"""How often; and coarse y and x of the two volumes whose difference is timed: whole rounds of regions, all alike."""
+"""How often; and coarse voxels of the two volumes whose difference is timed: whole rounds of regions, all alike."""
+LONG = 30.0
+"""Seconds of a first run from which on it counts like any other."""
 PUBLISHED_SHAPE = (16, 256, 256)
 """Where the published way is timed: some two minutes a run."""
 
 
 def medians(work: Mapping[str, Callable[[], Any]], repeats: int = REPEATS) -> dict[str, float]:
-    """Run everything in turns; seconds per name. The first round does not count."""
+    """Run everything in turns; seconds per name. A first round does not count, unless one run is as long as `LONG`."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(repeats + 1):
+    rounds = 0
+    while rounds < repeats:
         for name, run in work.items():
             started = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
+        rounds = len(seconds[name]) - (max(times[0] for times in seconds.values()) < LONG)
+    return {name: statistics.median(times[-repeats:]) for name, times in seconds.items()}
 
 
 def measured_volume() -> Voxels:
@@ -137,8 +148,7 @@ def network(paths: Mapping[str, Path], coarse: Voxels) -> Found:
     found: Found = {}
     for name, path in paths.items():
         model = load_model(path)
-        wishes = Wishes(tile=dict.fromkeys("zyx", 48)) if "paper" in name else None  # it would take minutes
-        plan = plan_volume(as_volume(coarse), model.architecture, wishes=wishes)
+        plan = plan_volume(as_volume(coarse), model.architecture, wishes=_wishes(name))
         with local_client(workers=plan.workers, memory_bytes=plan.memory_bytes) as client:
             for precision in dict.fromkeys([best_precision("cpu"), *["float32"] * ("×2" in name)]):
                 rates = [_together(client, str(path), plan.tile, precision) for _ in range(3)]
@@ -170,8 +180,12 @@ def _share(model: Model, tile: tuple[int, int, int], precision: Precision) -> fl
         model.refine(haloed, backend=Backend(precision=precision))
     total = time.perf_counter() - started
     torch.set_num_threads(os.cpu_count() or 1)
-    spent = sum(event.self_cpu_time_total for event in profile.key_averages() if "convolution" in event.key)
-    return float(spent / 1e6 / total)
+    return _convolving(profile) / total
+
+
+def _convolving(profile: torch.profiler.profile) -> float:
+    """Sum the seconds of convolutions."""
+    return sum(event.self_cpu_time_total for event in profile.key_averages() if "convolution" in event.key) / 1e6
 
 
 def plain(model: Model, haloed: Voxels) -> None:
@@ -235,46 +249,84 @@ def _sliding(model: Model, voxels: Voxels) -> None:
 def storage(paths: Mapping[str, Path], coarse: Voxels) -> Found:
     """Time OME-Zarr to OME-Zarr, pyramid included; what a run takes whatever its size is left out."""
     found: Found = {}
-    for preset, (repeats, *sizes) in STORED.items():
-        if f"{preset} ×2" not in paths:
-            continue
-        model = load_model(paths[f"{preset} ×2"])
-        with tempfile.TemporaryDirectory() as name:
-            folder, voxels = Path(name), {}
-            for size, (y, x) in zip(("small", "large"), sizes, strict=True):
-                lacking = [(0, 0), *((0, max(0, n - m)) for n, m in zip((y, x), coarse.shape[1:], strict=True))]
-                crop = np.pad(coarse, lacking, mode="symmetric")[:, :y, :x]
-                copy_to_zarr(as_volume(crop), folder / f"{size}.ome.zarr")
-                voxels[size] = 8 * crop.size
-            seconds = medians({size: partial(_enhanced, folder, size, model) for size in voxels}, repeats)
-            rate = (voxels["large"] - voxels["small"]) / (seconds["large"] - seconds["small"])
-            found[f"{preset} ×2"] = {
-                "fine voxels/s": rate,
-                "fine voxels": voxels,
-                "seconds": seconds,
-                "parts": _parts(folder, model),
-            }
-        print(preset, f"OME-Zarr to OME-Zarr {rate / 1e6:.1f} M/s", flush=True)
+    for name in STORED:
+        if name in paths:
+            found[name] = _stored(name, load_model(paths[name]), coarse)
+            print(name, f"OME-Zarr to OME-Zarr {found[name]['fine voxels/s'] / 1e6:.1f} M/s", flush=True)
     return found
 
 
-def _enhanced(folder: Path, size: str, model: Model) -> None:
-    output = folder / "out.ome.zarr"
-    enhance_to_zarr(folder / f"{size}.ome.zarr", output, model=model, overwrite=output.exists(), wishes=Wishes())
+def _stored(name: str, model: Model, coarse: Voxels) -> Found:
+    repeats, *sizes = STORED[name]
+    with tempfile.TemporaryDirectory() as folder:
+        inputs, fine = [], []
+        for shape in sizes:
+            inputs.append(Path(folder) / f"{len(inputs)}.ome.zarr")
+            copy_to_zarr(as_volume(_sized(coarse, shape)), inputs[-1])
+            fine.append(math.prod(shape) * math.prod(model.factor))
+        run = partial(_enhanced, output=Path(folder) / "out.ome.zarr", model=model)
+        wishes, last = _wishes(name), dict[str, Any]()
+        work: dict[str, Callable[[], Any]] = {
+            "small": lambda: run(inputs[0], wishes),
+            "large": lambda: last.update(run(inputs[1], wishes)),
+        }
+        if repeats > 2:  # where the network takes nearly all of the time, what the rest takes is lost in the noise
+            work["large, no pyramid"] = lambda: run(inputs[1], replace(wishes, pyramid="none"))
+        seconds = medians(work, repeats)
+    rate = (fine[1] - fine[0]) / (seconds["large"] - seconds["small"])
+    return {
+        "fine voxels/s": rate,
+        "coarse bytes/s": coarse.itemsize * rate / math.prod(model.factor),
+        "fine voxels": dict(zip(seconds, fine, strict=False)),
+        "seconds": seconds,
+        **last,
+    }
 
 
-def _parts(folder: Path, model: Model) -> dict[str, float]:
-    """Split one large run into its levels: level 0 is the enhancement, the others are the pyramid."""
-    ends: dict[int, float] = {}
-    started: list[float] = []
+def _wishes(name: str) -> Wishes:
+    """Take small tiles where those of the plan would take minutes."""
+    return Wishes(tile=dict.fromkeys("zyx", 48)) if "paper" in name else Wishes()
 
-    def note(progress: Any) -> None:
-        started.append(progress.seconds)
-        ends[progress.level] = progress.seconds
 
-    output = folder / "out.ome.zarr"
-    enhance_to_zarr(folder / "large.ome.zarr", output, model=model, overwrite=True, on_progress=note)
-    return {"enhancement": ends[0] - started[0], "pyramid": ends[max(ends)] - ends[0]}
+def _sized(coarse: Voxels, shape: Size) -> Voxels:
+    """Cut or mirror a volume to a shape."""
+    lacking = [(0, max(0, n - m)) for n, m in zip(shape, coarse.shape, strict=True)]
+    z, y, x = shape
+    return np.pad(coarse, lacking, mode="symmetric")[:z, :y, :x]
+
+
+def _enhanced(source: Path, wishes: Wishes, *, output: Path, model: Model) -> Found:
+    """Enhance as the command does, and ask the workers what memory they took."""
+    volume = open_volume(source)
+    plan = plan_volume(volume, model.architecture, wishes=wishes)
+    own = {"workers": plan.workers, "memory_bytes": plan.memory_bytes, "seats": plan.seats}
+    with local_client(**own) as client:
+        enhance_to_zarr(volume, output, model=model, plan=plan, client=client, overwrite=output.exists())
+        peak = max(client.run(peak_bytes).values())
+    return {
+        "tile": plan.tile,
+        "peak of a worker, MiB": peak / 2**20,
+        "planned, MiB": plan.worker_bytes / 2**20,
+    }
+
+
+def training(paths: Mapping[str, Path], coarse: Voxels) -> Found:
+    """Time training as the command does it, with all cores; and what of it is convolutions, there and back."""
+    found = {}
+    for name, factor in FACTORS.items():
+        started = time.perf_counter()
+        train(as_volume(coarse.astype(np.float32)), preset="fast", factor=factor)
+        seconds = time.perf_counter() - started
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            began = time.perf_counter()
+            train(as_volume(coarse.astype(np.float32)), preset="fast", factor=factor, steps=100)
+            total = time.perf_counter() - began
+        found[f"fast {name}"] = {
+            "seconds": seconds,
+            "share in convolutions, of 100 steps": _convolving(profile) / total,
+        }
+        print("training", name, f"{seconds:.0f} s", flush=True)
+    return found
 
 
 PARTS: Mapping[str, Callable[[Mapping[str, Path], Voxels], Found]] = {
@@ -282,6 +334,7 @@ PARTS: Mapping[str, Callable[[Mapping[str, Path], Voxels], Found]] = {
     "network": network,
     "peers": peers,
     "storage": storage,
+    "training": training,
 }
 
 
@@ -309,15 +362,49 @@ def table(found: Mapping[str, Found]) -> str:
             )
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
-    for part, title in (("peers", "in memory"), ("storage", "OME-Zarr to OME-Zarr")):
-        if part in found:
-            lines += [f"| {title} | M fine voxels/s | × the published way |", "|---" * 3 + "|"]
-            for name, row in found[part].items():
-                rate = row["fine voxels/s"] if part == "storage" else row
-                ratio = f"{rate / published:.0f}" if published else "–"
-                lines.append(f"| {name} | {rate / 1e6:.2f} | {ratio} |")
-            lines.append("")
+    if "peers" in found:
+        lines += ["| in memory | M fine voxels/s | × the published way |", "|---" * 3 + "|"]
+        for name, rate in found["peers"].items():
+            lines.append(f"| {name} | {rate / 1e6:.2f} | {f'{rate / published:.0f}' if published else '–'} |")
+        lines.append("")
+    if "storage" in found:
+        lines += [*_stored_table(found["storage"], found.get("network", {}), published), ""]
+    if "training" in found:
+        titles = ("training", "seconds", "in convolutions")
+        lines += [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+        for name, row in found["training"].items():
+            seconds, share = row.values()
+            lines.append(f"| {name} | {seconds:.0f} | {share:.0%} |")
+        lines.append("")
     return "\n".join(lines)
+
+
+def _stored_table(rows: Found, network: Found, published: float | None) -> list[str]:
+    titles = (
+        "OME-Zarr to OME-Zarr",
+        "M fine voxels/s",
+        "× the published way",
+        "M coarse bytes/s",
+        "of the network's rate",
+        "pyramid, of the time",
+        "peak of a worker, of planned MiB",
+    )
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for name, row in rows.items():
+        rate, seconds = row["fine voxels/s"], row["seconds"]
+        without = seconds.get("large, no pyramid")
+        alone = next((n["fine voxels/s"] for key, n in network.items() if key.startswith(f"{name},")), None)
+        cells = (
+            name,
+            f"{rate / 1e6:.2f}",
+            f"{rate / published:.0f}" if published else "–",
+            f"{row['coarse bytes/s'] / 1e6:.2f}",
+            f"{rate / alone:.0%}" if alone else "–",
+            f"{1 - without / seconds['large']:.0%}" if without else "–",
+            f"{row['peak of a worker, MiB']:.0f} of {row['planned, MiB']:.0f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from svision_dask.errors import UsageError
-from svision_dask.geometry import Grid
-from svision_dask.omezarr.pyramid import block_mean, halving, pyramid_grids
+from svision_dask.geometry import Grid, Regions
+from svision_dask.omezarr.pyramid import block_mean, coarser_region, halving, pyramid_grids
 
 
 def grid(axes: str, shape: tuple[int, ...], spacing: tuple[float, ...]) -> Grid:
@@ -102,6 +102,44 @@ def test_a_factor_of_one_returns_a_copy():
 def test_a_factor_that_does_not_fit_the_block_is_refused(factor):
     with pytest.raises(UsageError, match="one whole number"):
         block_mean(np.zeros((4, 4)), factor)
+
+
+@pytest.mark.parametrize(
+    ("region", "step", "chunks", "unit"),
+    [
+        ((128, 256), (2, 2), (64, 64), (64, 128)),
+        ((128, 256), (1, 2), (64, 64), (128, 128)),
+        ((64, 256), (2, 2), (64, 64), None),  # half a chunk
+        ((128, 250), (2, 4), (64, 25), None),  # half a voxel
+        ((300, 256), (2, 2), (64, 64), (192, 128)),  # all of an axis
+        ((300, 2000), (2, 2), (1000, 1000), (150, 500)),
+    ],
+)
+def test_a_region_makes_its_part_of_the_next_level_where_that_is_whole_chunks(region, step, chunks, unit):
+    assert coarser_region((300, 1000), region, step, chunks) == unit
+
+
+@given(
+    st.lists(st.tuples(*(st.integers(1, n) for n in (300, 8, 4, 3, 12))), min_size=1, max_size=3).map(
+        lambda axes: [(n, r * s * c if whole > 1 else r * c, s, c) for n, r, s, whole, c in axes]
+    )
+)
+def test_every_region_has_all_voxels_of_its_part_of_the_next_level(axes):
+    shape, region, step, chunks = zip(*axes, strict=True)
+    unit = coarser_region(shape, region, step, chunks)
+    if unit is None:
+        return
+    coarser = tuple(-(-n // s) for n, s in zip(shape, step, strict=True))
+    regions, parts = Regions(shape=shape, unit=region), Regions(shape=coarser, unit=unit)
+    assert regions.counts == parts.counts
+    for whole, part in zip(itertools.islice(regions, 50), parts, strict=False):
+        assert part.start == tuple(-(-a // s) for a, s in zip(whole.start, step, strict=True))
+        assert all(a % s == 0 for a, s in zip(whole.start, step, strict=True))
+        assert part.stop == tuple(-(-b // s) for b, s in zip(whole.stop, step, strict=True))
+        assert all(
+            a % min(c, n) == 0 and (b % min(c, n) == 0 or b == n)
+            for a, b, c, n in zip(part.start, part.stop, chunks, coarser, strict=True)
+        )
 
 
 def test_an_isotropic_volume_is_halved_along_all_spatial_axes_until_it_is_small():

@@ -40,6 +40,8 @@ SHAPE = (8, 24, 160)
 CUT = Wishes(chunk={"z": 8, "y": 16, "x": 16}, shard={"z": 8, "y": 16, "x": 64}, tile={"z": 4, "y": 8, "x": 32})
 GIVEN = ("--tile", "z=4,y=8,x=32", "--chunks", "z=8,y=16,x=16", "--shards", "z=8,y=16,x=64")
 """``CUT`` for the command line."""
+ALONG = replace(CUT, shard={"z": 8, "y": 32, "x": 64})
+"""Its regions have all voxels of whole chunks of level 1, which are made along with them."""
 REPOSITORY = Path(__file__).parents[1]
 REGIONS, COARSER = 2 * 3 * 5, 2 * 2 * 3
 """Of the two levels of the pyramid; z, which is four times as coarse, is not halved."""
@@ -112,6 +114,47 @@ def test_only_what_is_missing_is_made_wherever_it_stopped(count, source, model, 
     assert times["begun"] <= times["finished"]
     assert times["regions_of_runs_before"] == count
     assert min(times["seconds"], times["worker_seconds"]["regions"], times["worker_seconds"]["pyramid"]) > 0
+
+
+@pytest.mark.parametrize("count", [1, 7, 19])
+def test_level_1_is_made_along_with_level_0_wherever_it_stopped(count, source, model, undisturbed, client, tmp_path):
+    output, seen = tmp_path / "fine.zarr", []
+    with pytest.raises(KeyboardInterrupt):
+        enhance_to_zarr(source, output, model=model, wishes=ALONG, client=client, on_progress=interrupt_after(count))
+    enhance_to_zarr(source, output, model=model, client=client, resume=True, on_progress=seen.append)
+    assert_same(output, undisturbed)
+    assert [(p.level, p.done) for p in seen] == [(0, done) for done in range(count + 1, 2 * 2 * 5 + 1)]
+    assert read_provenance(output)["times"]["regions_of_runs_before"] == 2 * count
+    assert verify(output, client=client).regions == 2 * 20
+
+
+@pytest.mark.parametrize(
+    ("region", "shards"), [(None, (8, 16, 32)), ({"z": 8, "y": 64, "x": 128}, (8, 32, 64)), ({"x": 320}, (8, 16, 160))]
+)
+def test_shards_of_level_1_are_as_large_as_others_or_as_what_a_region_makes(
+    region, shards, source, model, undisturbed, client, tmp_path
+):
+    output, seen = tmp_path / "fine.zarr", []
+    wishes = replace(ALONG, region=region)
+    enhance_to_zarr(source, output, model=model, wishes=wishes, client=client, on_progress=seen.append)
+    assert_same(output, undisturbed)
+    assert {p.level for p in seen} == {0}
+    assert zarr.open_array(output / "1", mode="r").shards == shards
+
+
+@pytest.mark.parametrize("lost", ["receipts", "shard"])
+def test_a_part_of_level_1_that_was_lost_is_made_of_what_is_stored(lost, source, model, undisturbed, client, tmp_path):
+    output, seen = tmp_path / "fine.zarr", []
+    with pytest.raises(KeyboardInterrupt):
+        enhance_to_zarr(source, output, model=model, wishes=ALONG, client=client, on_progress=interrupt_after(7))
+    if lost == "shard":
+        next(path for path in (output / "1" / "c").rglob("*") if path.is_file()).unlink()
+    else:  # it was killed between the two lines
+        kept = tmp_path / ".fine.zarr.svision" / "receipts.jsonl"
+        kept.write_text("".join(line for line in kept.read_text().splitlines(True) if '"level": 1' not in line))
+    enhance_to_zarr(source, output, model=model, client=client, resume=True, on_progress=seen.append)
+    assert_same(output, undisturbed)
+    assert len([p for p in seen if p.level == 1]) == (1 if lost == "shard" else 7)
 
 
 def begun(source: Path, model: Path, output: Path, client) -> None:
@@ -246,7 +289,7 @@ import os, signal, sys
 from distributed import Client
 from svision_dask.running import image
 from svision_dask.running.pipeline import enhance_to_zarr
-from tests.test_resume import CUT
+from tests.test_resume import ALONG, CUT
 
 def killing(function, when=lambda *arguments: True):
     def call(*arguments, **named):
@@ -260,14 +303,16 @@ if stage == "created":
     image.create_store = killing(image.create_store)
 elif stage == "pyramid":
     image._Making.add = killing(image._Making.add, when=lambda making, receipt: receipt.level == 1)
+elif stage == "along":
+    image._Making._kept = killing(image._Making._kept, when=lambda making, receipt: receipt.coarser is not None)
 else:
     image.publish = killing(image.publish)
 with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
-    enhance_to_zarr(source, output, model=model, wishes=CUT, client=client)
+    enhance_to_zarr(source, output, model=model, wishes=ALONG if stage == "along" else CUT, client=client)
 """
 
 
-@pytest.mark.parametrize("stage", ["created", "pyramid", "published"])
+@pytest.mark.parametrize("stage", ["created", "along", "pyramid", "published"])
 def test_a_client_that_is_killed_at_any_stage_leaves_nothing_behind(
     stage, source, model, undisturbed, client, tmp_path
 ):

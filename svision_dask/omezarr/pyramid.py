@@ -90,6 +90,38 @@ def step_between(finer: Grid, coarser: Grid) -> Shape:
     return tuple(round(c / f) for c, f in zip(coarser.spacing, finer.spacing, strict=True))
 
 
+def coarser_region(shape: Shape, region: Shape, step: Shape, chunks: Shape) -> Shape | None:
+    """Say which voxels of the next level a region has all voxels of; None where they are not whole chunks of it.
+
+    Where they are, a region can make its part of the next level while it has it in memory.
+
+    Parameters
+    ----------
+    shape, region
+        Voxels of a level, and of each of its regions.
+    step
+        By how much the next level is coarser.
+    chunks
+        Of the next level.
+
+    Returns
+    -------
+    tuple of int or None
+        Unit of regions of the next level: as many along each axis as the level has, in the same places.
+    """
+    unit = []
+    for n, r, s, c in zip(shape, region, step, chunks, strict=True):
+        length = -(-n // s)
+        c = min(c, length)
+        if r >= n:
+            unit.append(-(-length // c) * c)
+        elif r % s or (r // s) % c:
+            return None
+        else:
+            unit.append(r // s)
+    return tuple(unit)
+
+
 def whole_steps(spacings: Sequence[Vector]) -> tuple[Shape, ...] | None:
     """By how much each level is coarser than the one before it, from their spacings; None where a step is not whole.
 

@@ -35,6 +35,7 @@ def create_store(
     dtype: npt.DTypeLike,
     chunks: Shape,
     shards: Shape | None = None,
+    second_shards: Shape | None = None,
     codec: Codec | None = None,
     version: Version = "0.5",
     attributes: Mapping[str, Any],
@@ -55,6 +56,8 @@ def create_store(
         Type of the voxels, the same at every level.
     chunks, shards
         Voxels per chunk and shard of level 0; see `storage_shapes` for the others. No shards in OME-Zarr 0.4.
+    second_shards
+        Voxels per shard of level 1, where they are not those of the others.
     codec
         How chunks are compressed; by default, as `usual_codec` says.
     version
@@ -80,19 +83,18 @@ def create_store(
     storage: Any = {
         "dtype": np.dtype(dtype),
         "chunks": chunks,
-        "shards": shards,
         "codec": codec or usual_codec(version),
     }
     if isinstance(path, Remote):
         _create_group(path, version, provenance)
-        add_levels(path, levels, version=version, **storage)
+        add_levels(path, levels, version=version, shards=shards, second_shards=second_shards, **storage)
         return
     draft = path.absolute().with_name(f".{path.name}.{uuid.uuid4().hex}.creating")
     try:
         draft.parent.mkdir(parents=True, exist_ok=True)
         group = zarr.create_group(draft, zarr_format=_zarr_format(version), attributes={PROVENANCE: provenance})
         for number, grid in enumerate(levels):
-            create_level(group, str(number), grid, **storage)
+            create_level(group, str(number), grid, shards=_shards(number, shards, second_shards), **storage)
         draft.rename(path.absolute())  # a crash leaves no store with half of its arrays
     except OSError as error:
         raise OutputError(
@@ -110,6 +112,7 @@ def add_levels(
     dtype: npt.DTypeLike,
     chunks: Shape,
     shards: Shape | None,
+    second_shards: Shape | None = None,
     codec: Codec | None = None,
 ) -> None:
     """Make those arrays of a store at a URL that are not there: `create_store` may have been stopped among them.
@@ -123,10 +126,15 @@ def add_levels(
     try:
         for number, grid in enumerate(levels):
             if not (path / str(number) / name).is_file():
-                storage: Any = {"dtype": np.dtype(dtype), "chunks": chunks, "shards": shards}
+                storage: Any = {"dtype": np.dtype(dtype), "chunks": chunks}
+                storage["shards"] = _shards(number, shards, second_shards)
                 create_level(group, str(number), grid, codec=codec or usual_codec(version), **storage)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {first_problem(error)}.") from error
+
+
+def _shards(level: int, shards: Shape | None, second: Shape | None) -> Shape | None:
+    return second if level == 1 and second is not None else shards
 
 
 def mark_incomplete(path: Remote) -> None:

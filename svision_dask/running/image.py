@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from svision_dask.errors import OutputError
-from svision_dask.geometry import Grid, Regions
+from svision_dask.geometry import Grid, Regions, Shape
 from svision_dask.omezarr.arrays import storage_shapes
 from svision_dask.omezarr.checksums import store_checksums
 from svision_dask.omezarr.labels import on_grid
-from svision_dask.omezarr.pyramid import step_between
+from svision_dask.omezarr.pyramid import coarser_region, step_between
 from svision_dask.omezarr.read import StoredArray, is_omezarr, read_provenance
 from svision_dask.omezarr.write import add_group, add_levels, create_store, list_labels, open_level, publish
 from svision_dask.plan import Plan
@@ -28,7 +28,7 @@ from svision_dask.running.outcome import Made
 from svision_dask.running.output import begun_record, remove_existing
 from svision_dask.running.patience import patiently
 from svision_dask.running.progress import ClusterState, RunProgress, Tally, timestamp, watched
-from svision_dask.running.regions import CoarsenTask, CopyTask, EnhanceTask
+from svision_dask.running.regions import CoarsenTask, CopyTask, EnhanceTask, NextLevel
 from svision_dask.running.scheduling import GOES_NOT_ON, GOES_ON, RegionTask, run_regions
 from svision_dask.running.trust_images import FOLDER, map_levels, map_place, map_plan
 from svision_dask.running.trust_maps import MAPS, MapPlace, TrustTask
@@ -68,6 +68,18 @@ class Job:
     """Of the pyramid, finest first."""
     noise: Sequence[Noise] = ()
     """Of the channels of the volume, as training measured it: what trust maps are compared with."""
+
+    @property
+    def coarser(self) -> Shape | None:
+        """Voxels of level 1 that a region of level 0 makes along with its own, if they are whole chunks.
+
+        Not of labels, whose levels are not means, nor of maps, which are written by the task of their image.
+        """
+        if self.label is not None or "map" in self.about or len(self.levels) < 2:
+            return None
+        finest, second = self.levels[:2]
+        chunks, _ = storage_shapes(second.shape, self.plan.chunk, None)
+        return coarser_region(finest.shape, self.plan.region, _step(self.levels, 1), chunks)
 
     @property
     def after(self) -> str:
@@ -163,10 +175,17 @@ class _Making:
 
         Another processor, or smaller tiles, may then have given it other voxels, to rounding; their checksum counts.
         """
-        known = self.ledger.checksums[receipt.level][receipt.index]
+        known = self._kept(receipt)
+        if receipt.coarser is not None and self._kept(receipt.coarser) == UNDONE:
+            self.tally.also(receipt.coarser)
+        self.tally.show(receipt, again=known != UNDONE)
+
+    def _kept(self, receipt: Receipt) -> int:
+        """Keep a receipt; returns the checksum of its region before."""
+        known = int(self.ledger.checksums[receipt.level][receipt.index])
         if known != receipt.crc32:
             self.ledger.add(receipt)
-        self.tally.show(receipt, again=bool(known != UNDONE))
+        return known
 
 
 @contextmanager
@@ -175,6 +194,8 @@ def _making(
 ) -> Iterator[_Making]:
     """Lock an output, and begin it, or go on with it."""
     cuts = [job.plan.regions, *(_regions(job.plan, grid) for grid in job.levels[1:])]
+    if job.coarser is not None:
+        cuts[1] = Regions(shape=job.levels[1].shape, unit=job.coarser)
     itemsize = np.dtype(job.plan.dtype).itemsize
     tally = Tally(cuts=cuts, axes=job.plan.fine.axes, itemsize=itemsize, on_progress=on_progress)
     with claim(job.output) as ledger:
@@ -186,7 +207,8 @@ def _making(
 def _make_regions(image: _Making, maps: Sequence[_Making], cluster: Client) -> None:
     """Make what is missing of level 0, of the image or of its trust maps: each region with all that belongs to it."""
     job = image.job
-    task: RegionTask = replace(job.task, run=image.ledger.run)
+    along = NextLevel(factor=_step(job.levels, 1), regions=image.cuts[1]) if job.coarser is not None else None
+    task: RegionTask = replace(job.task, run=image.ledger.run, next_level=along)
     if maps:
         assert isinstance(task, EnhanceTask), task
         task = TrustTask(image=task, places=tuple(_map_target(each) for each in maps))
@@ -316,6 +338,10 @@ def _begun(
     counts, known, plan = [len(regions) for regions in cuts], begun_record(job.output), job.plan
     stored: Any = {"version": plan.version, "dtype": plan.dtype, "chunks": plan.chunk, "shards": plan.shard}
     stored["codec"] = plan.codec
+    if plan.shard is not None and job.coarser is not None:
+        # As large as those of other levels where a region's part holds some of them, and else the part itself.
+        parts = zip(job.coarser, plan.shard, strict=True)
+        stored["second_shards"] = tuple(part if part % shard else shard for part, shard in parts)
     if overwrite or known is None:
         if overwrite:
             remove_existing(job.output)
@@ -354,4 +380,8 @@ def _task(job: Job, levels: Sequence[Grid], level: int, run: str) -> RegionTask:
     output = str(job.output.absolute())
     if job.label is not None:  # each level from the labels themselves: the nearest of the nearest is not the nearest
         return CopyTask(volume=on_grid(job.volume, levels[level]), output=output, run=run, level=level)
-    return CoarsenTask(output=output, level=level, factor=step_between(levels[level - 1], levels[level]), run=run)
+    return CoarsenTask(output=output, level=level, factor=_step(levels, level), run=run)
+
+
+def _step(levels: Sequence[Grid], level: int) -> Shape:
+    return step_between(levels[level - 1], levels[level])

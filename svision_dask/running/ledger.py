@@ -71,6 +71,8 @@ class Receipt:
     """Of the voxels that it was made from, before compression; without reading back what was written."""
     worker: str = ""
     """Address of who made it; not kept in the ledger."""
+    coarser: Receipt | None = None
+    """Of the region of the next level that was made along with it."""
     maps: tuple[Receipt, ...] = ()
     """Of the same place in images that are made along with this one; each has a ledger of its own."""
 
@@ -218,15 +220,15 @@ def _folder(output: str | Location) -> Path:
 
 def _kept(receipt: Receipt) -> dict[str, Any]:
     """Leave out of a receipt what says nothing, or nothing to a later run."""
-    usual = {field.name: field.default for field in fields(Receipt)} | {"worker": receipt.worker, "maps": receipt.maps}
-    values = {field.name: getattr(receipt, field.name) for field in fields(Receipt)}
+    usual = {field.name: field.default for field in fields(Receipt)}
+    values = {name: getattr(receipt, name) for name in usual if name not in ("worker", "coarser", "maps")}
     return {key: value for key, value in values.items() if value != usual[key]}
 
 
 def _receipt(line: bytes, regions: Sequence[int]) -> Receipt | None:
     try:
         values = json.loads(line)
-        receipt = Receipt(**{**values, "start": tuple(values["start"]), "maps": ()})
+        receipt = Receipt(**{**values, "start": tuple(values["start"]), "maps": (), "coarser": None})
         known = 0 <= receipt.level < len(regions) and 0 <= receipt.index < regions[receipt.level]
         return receipt if known and 0 <= receipt.crc32 < 2**32 else None
     except (ValueError, TypeError, KeyError):

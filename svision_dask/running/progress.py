@@ -148,6 +148,11 @@ class Tally:
         share.seconds += receipt.seconds
         self._report()
 
+    def also(self, receipt: Receipt) -> None:
+        """Take a region into account that was made along with another, which is the one to report on."""
+        self._count(receipt)
+        self.voxels += receipt.voxels
+
     def fail(self, why: str) -> None:
         """Count a region that could not be made, and report on it."""
         self.failed += 1

@@ -34,6 +34,15 @@ computing = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
+class NextLevel:
+    """Level 1, where every region of level 0 has all that a region of it is made from."""
+
+    factor: Shape
+    regions: Regions
+    """As many as level 0 has, in the same order."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EnhanceTask:
     """Read a region and its halo once, enhance it, write it."""
 
@@ -46,9 +55,11 @@ class EnhanceTask:
     """A region and its halo in which every voxel is below count as zeros."""
     run: str | None = None
     """Of the store; it is left alone if it has become another's."""
+    next_level: NextLevel | None = None
+    """What to make along with level 0."""
 
     def __call__(self, region: Region) -> Receipt:
-        """Make one region of level 0."""
+        """Make one region of level 0, and what there is to make along with it."""
         import torch
 
         torch.set_num_threads(self.plan.threads)  # dask's nanny starts workers with one
@@ -94,6 +105,8 @@ class EnhanceTask:
         with computing:
             block = fine[wanted].compute(scheduler="synchronous")
         receipt = write_checked(own_level(self.output, 0, self.run), region, block, missing=missing)
+        if self.next_level is not None:
+            receipt = replace(receipt, coarser=write_coarser(self.output, self.run, self.next_level, block, region))
         read = math.prod(s.stop - s.start for s in inside) * self.volume.dtype.itemsize
         return replace(receipt, empty=bool((haloed == haloed.flat[0]).all()), read_bytes=read)
 
@@ -106,12 +119,16 @@ class CopyTask:
     output: str
     run: str | None = None
     level: int = 0
+    next_level: NextLevel | None = None
+    """What to make along with it, if it is level 0."""
 
     def __call__(self, region: Region) -> Receipt:
-        """Make one region of ``level``."""
+        """Make one region of ``level``, and what there is to make along with it."""
         block, missing = self.volume.read(region.box), self.volume.absent(region.box)
         array = own_level(self.output, self.level, self.run)
         receipt = write_checked(array, region, block, level=self.level, missing=missing)
+        if self.next_level is not None:
+            receipt = replace(receipt, coarser=write_coarser(self.output, self.run, self.next_level, block, region))
         return replace(receipt, read_bytes=block.nbytes)
 
 
@@ -133,21 +150,10 @@ class CoarsenTask:
     def _coarsened(self, region: Region) -> tuple[npt.NDArray[Any], int]:
         """Compute a region, and count the bytes that were read for it."""
         finer = open_level(self.output, self.level - 1)
-        shape = tuple(b - a for a, b in zip(region.start, region.stop, strict=True))
-        block, read = np.empty(shape, finer.dtype), 0
-        # Shard by shard: the sums behind the means of a whole region would take many times its memory, and to ask
-        # for less than zarr stores in one piece takes longer than to decode it.
+        # To ask for less than zarr stores in one piece takes longer than to decode it.
         stored = finer.shards or finer.chunks
         unit = tuple(-(-n // f) for n, f in zip(stored, self.factor, strict=True))
-        for part in Regions(shape=shape, unit=unit):
-            source = tuple(
-                slice((r + a) * f, min((r + b) * f, n))
-                for r, a, b, f, n in zip(region.start, part.start, part.stop, self.factor, finer.shape, strict=True)
-            )
-            voxels = np.asarray(finer[source])
-            block[part.box] = block_mean(voxels, self.factor)
-            read += voxels.nbytes
-        return block, read
+        return _coarsened(finer, region, self.factor, unit)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +171,33 @@ class VerifyTask:
             return Receipt(
                 level=self.level, index=region.index, start=region.start, low=0, high=0, voxels=0, crc32=UNDONE
             )
+
+
+def write_coarser(output: str, run: str | None, wanted: NextLevel, block: npt.NDArray[Any], region: Region) -> Receipt:
+    """Make the part of level 1 that a region of level 0 has all of, while its voxels ``block`` are in memory."""
+    array, part = own_level(output, 1, run), wanted.regions.at(region.index)
+    own = replace(part, start=(0,) * block.ndim, stop=tuple(b - a for a, b in zip(part.start, part.stop, strict=True)))
+    return write_checked(array, part, _coarsened(block, own, wanted.factor, array.chunks)[0], level=1)
+
+
+def _coarsened(
+    finer: npt.NDArray[Any] | zarr.Array[Any], region: Region, factor: Shape, unit: Shape
+) -> tuple[npt.NDArray[Any], int]:
+    """Average a region, and count the bytes that were read for it.
+
+    ``unit`` by ``unit`` voxels: the sums behind the means of a whole region would take many times its memory.
+    """
+    shape = tuple(b - a for a, b in zip(region.start, region.stop, strict=True))
+    block, read = np.empty(shape, finer.dtype), 0
+    for part in Regions(shape=shape, unit=unit):
+        source = tuple(
+            slice((r + a) * f, min((r + b) * f, n))
+            for r, a, b, f, n in zip(region.start, part.start, part.stop, factor, finer.shape, strict=True)
+        )
+        voxels = np.asarray(finer[source])
+        block[part.box] = block_mean(voxels, factor)
+        read += voxels.nbytes
+    return block, read
 
 
 def own_level(output: str, level: int, run: str | None) -> zarr.Array[Any]:
