@@ -58,8 +58,8 @@ STORED: Mapping[str, tuple[int, Size, Size]] = {
     "fast ×4": (3, (64, 256, 256), (64, 512, 512)),
     "best ×2": (2, (64, 512, 512), (64, 512, 1024)),
     "best ×4": (1, (64, 256, 256), (64, 256, 512)),
-    "paper ×2": (1, (64, 256, 256), (64, 256, 512)),
-    "paper ×4": (1, (32, 128, 128), (32, 128, 256)),
+    "paper ×2": (1, (96, 96, 192), (96, 192, 384)),
+    "paper ×4": (1, (48, 96, 96), (48, 96, 192)),
 }
 """How often; and coarse voxels of the two volumes whose difference is timed: whole rounds of regions, all alike."""
 LONG = 30.0
@@ -284,8 +284,9 @@ def _stored(name: str, model: Model, coarse: Voxels) -> Found:
 
 
 def _wishes(name: str) -> Wishes:
-    """Take small tiles where those of the plan would take minutes."""
-    return Wishes(tile=dict.fromkeys("zyx", 48)) if "paper" in name else Wishes()
+    """Take small tiles, and regions that hold whole ones, where those of the plan would take minutes."""
+    small = Wishes(tile=dict.fromkeys("zyx", 48), shard=dict.fromkeys("zyx", 192))
+    return small if "paper" in name else Wishes()
 
 
 def _sized(coarse: Voxels, shape: Size) -> Voxels:
