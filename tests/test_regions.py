@@ -82,11 +82,12 @@ def test_regions_are_made_where_a_scheduler_does_not_say_how_many_workers_it_has
 
 
 def made(client, task: Faulty) -> list[int]:
-    """Which regions were made; of those, ``BAD`` alone was begun again."""
+    """Which regions were made; of those, ``BAD`` alone was begun again, if not more workers died than dask allows."""
     receipts: list[Receipt] = []
     run_regions(client, task, REGIONS, on_receipt=receipts.append)
     assert all(receipt.worker.startswith("tcp://") for receipt in receipts)
-    assert not any(receipt.retries for receipt in receipts if receipt.index != BAD)
+    again = {receipt.index for receipt in receipts if receipt.retries}
+    assert again <= {BAD} or task.times > 3, again  # dask then suspects what waited at the same workers
     return sorted(receipt.index for receipt in receipts)
 
 
